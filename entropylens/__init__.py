@@ -1,0 +1,43 @@
+"""How a language model's uncertainty moves through its layers, and which to train first.
+
+The names below are loaded on first use, so that `import entropylens` costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entropylens.analysis import analyze as analyze
+    from entropylens.anatomy import Family as Family
+    from entropylens.anatomy import register as register
+    from entropylens.errors import EntropyLensError as EntropyLensError
+    from entropylens.internal import internal_policy as internal_policy
+    from entropylens.recommend import Recommendation as Recommendation
+    from entropylens.responses import Response as Response
+    from entropylens.results import Analysis as Analysis
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Analysis": "results",
+    "EntropyLensError": "errors",
+    "Family": "anatomy",
+    "Recommendation": "recommend",
+    "Response": "responses",
+    "analyze": "analysis",
+    "internal_policy": "internal",
+    "register": "anatomy",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'entropylens' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"entropylens.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

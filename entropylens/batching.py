@@ -1,0 +1,121 @@
+"""Which responses share a forward pass, and the padded tensors for it.
+
+Padding goes to the right: with causal attention it cannot reach a position that is read.
+A batch holds at most `batch_tokens` response positions; a response that is longer on its own
+is walked in pieces over the model's key-value cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from entropylens.anatomy import Anatomy
+from entropylens.capture import States, capture
+from entropylens.responses import Response
+
+__all__ = ["Piece", "pieces", "plan"]
+
+#: Padded positions of a forward pass, as a multiple of the response positions it may hold.
+FORWARD_FACTOR = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Captured states of some response positions.
+
+    Args:
+        states: the states, positions of all owners in a row.
+        tokens: the token produced at each position.
+        owner: the index, in the caller's list, of the response that each position belongs to.
+    """
+
+    states: States
+    tokens: Int[Tensor, " positions"]
+    owner: Int[Tensor, " positions"]
+
+
+def plan(responses: Sequence[Response], batch_tokens: int) -> list[list[int]]:
+    """Group responses, similar lengths together, so that each group fits one forward pass.
+
+    Groups are as even as the limit allows: matrix products of few rows are dear.
+    """
+    total = sum(response.num_tokens for response in responses)
+    share = total / max(1, math.ceil(total / batch_tokens))
+    order = sorted(range(len(responses)), key=lambda index: (responses[index].length, index))
+    groups: list[list[int]] = []
+    tokens = 0
+    for index in order:
+        response = responses[index]
+        group = groups[-1] if groups else []
+        fits = (
+            bool(group)
+            and tokens < share
+            and tokens + response.num_tokens <= batch_tokens
+            and (len(group) + 1) * response.length <= FORWARD_FACTOR * batch_tokens
+        )
+        if fits:
+            group.append(index)
+            tokens += response.num_tokens
+        else:
+            groups.append([index])
+            tokens = response.num_tokens
+    return groups
+
+
+def pieces(
+    anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int], batch_tokens: int
+) -> Iterator[Piece]:
+    """Run one group of `plan` through the model, and hand out its states."""
+    first = responses[group[0]]
+    if len(group) == 1 and first.num_tokens > batch_tokens:
+        yield from _walk(anatomy, first, group[0], batch_tokens)
+    elif len(group) == 1 and first.length > FORWARD_FACTOR * batch_tokens:
+        yield from _walk(anatomy, first, group[0], batch_tokens)
+    else:
+        yield _together(anatomy, responses, group)
+
+
+def _together(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int]) -> Piece:
+    width = max(responses[index].length for index in group)
+    input_ids = torch.zeros(len(group), width, dtype=torch.long)
+    mask = torch.zeros(len(group), width, dtype=torch.long)
+    positions: list[int] = []
+    owner: list[int] = []
+    tokens: list[int] = []
+    for row, index in enumerate(group):
+        response = responses[index]
+        ids = (*response.prompt_ids, *response.response_ids)[:-1]
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = 1
+        start = row * width + len(response.prompt_ids) - 1
+        positions.extend(range(start, start + response.num_tokens))
+        owner.extend([index] * response.num_tokens)
+        tokens.extend(response.response_ids)
+    padded = {} if bool(mask.all()) else {"attention_mask": mask.to(anatomy.device)}
+    states, _ = capture(anatomy, torch.tensor(positions), input_ids, use_cache=False, **padded)
+    return Piece(states, torch.tensor(tokens), torch.tensor(owner))
+
+
+def _walk(anatomy: Anatomy, response: Response, index: int, batch_tokens: int) -> Iterator[Piece]:
+    ids = torch.tensor((*response.prompt_ids, *response.response_ids))
+    first_read = len(response.prompt_ids) - 1
+    cache = None
+    for start in range(0, response.length, batch_tokens):
+        stop = min(start + batch_tokens, response.length)
+        positions = torch.arange(max(start, first_read), stop)
+        states, output = capture(
+            anatomy,
+            positions - start,
+            ids[None, start:stop],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = output.past_key_values
+        if len(positions):
+            yield Piece(states, ids[positions + 1], torch.full_like(positions, index))

@@ -1,0 +1,132 @@
+"""Means over generated tokens, and their sampling error with prompts as the unit.
+
+Tokens of one response, and responses to one prompt, are not independent. So prompts are drawn
+anew, each with all its samples, and the ratio sum_r n_r mean_r / sum_r n_r is recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+__all__ = ["RELIABLE_PROMPTS", "PromptSums", "Spread", "prompt_sums"]
+
+#: Fewer prompts than this give no reliable interval.
+RELIABLE_PROMPTS = 20
+RESAMPLES = 2000
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PromptSums:
+    """Token sums of K quantities at L layers, prompt by prompt.
+
+    Args:
+        sums: [prompts, L, K].
+        tokens: [prompts], generated tokens.
+    """
+
+    sums: Array
+    tokens: Array
+
+    @property
+    def num_prompts(self) -> int:
+        """Independent units."""
+        return len(self.tokens)
+
+    def means(self) -> Array:
+        """[L, K], token-weighted."""
+        return self.sums.sum(0) / self.tokens.sum()
+
+    def standard_errors(self) -> Array:
+        """[L, K], linearised for a ratio; NaN with a single prompt."""
+        return _standard_errors(
+            self.sums, self.tokens, np.ones((1, self.num_prompts)), self.means()[None]
+        )[0]
+
+    def draw(self, resamples: int, seed: int) -> Spread:
+        """Draw the prompts anew, `resamples` times."""
+        count = self.num_prompts
+        random = np.random.default_rng(seed)
+        times = random.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+        drawn = np.einsum("bp,plk->blk", times, self.sums) / (times @ self.tokens)[:, None, None]
+        return Spread(self, times, drawn)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Resampled means.
+
+    Args:
+        sums: what was resampled.
+        times: [resamples, prompts], how often each prompt was drawn.
+        means: [resamples, L, K].
+    """
+
+    sums: PromptSums
+    times: Array
+    means: Array
+
+    def studentised(self, level: float = 0.95, *, simultaneous: bool = False) -> tuple[Array, Array]:
+        """Bootstrap-t interval of each mean; NaN with a single prompt.
+
+        Args:
+            level: coverage.
+            simultaneous: cover all layers of a quantity at once (the largest |t| over layers).
+
+        Returns:
+            low and high, [L, K].
+        """
+        centre, error = self.sums.means(), self.sums.standard_errors()
+        if self.sums.num_prompts < 2:
+            return np.full_like(centre, np.nan), np.full_like(centre, np.nan)
+        drawn_error = _standard_errors(self.sums.sums, self.sums.tokens, self.times, self.means)
+        # A resample of a single prompt many times has no error of its own: it tells nothing.
+        drawn_error = np.where(drawn_error > 1e-3 * error, drawn_error, np.nan)
+        t = (self.means - centre) / drawn_error
+        tail = (1 - level) / 2
+        if simultaneous:
+            widest = np.nanquantile(_nanmax(np.abs(t), axis=1), level, axis=0)
+            return centre - widest * error, centre + widest * error
+        constant = ~np.isfinite(t).any(axis=0)
+        t[:, constant] = 0.0
+        low, high = np.nanquantile(t, [tail, 1 - tail], axis=0)
+        return centre - high * error, centre - low * error
+
+
+def prompt_sums(responses: pd.DataFrame, quantities: Sequence[str]) -> PromptSums:
+    """Sum a per-response frame (`prompt_id, layer, num_tokens` and means) by prompt and layer.
+
+    Args:
+        responses: one row a response and layer, as in responses.parquet.
+        quantities: the K columns wanted.
+    """
+    weighted = responses[list(quantities)].multiply(responses["num_tokens"], axis=0)
+    weighted["num_tokens"] = responses["num_tokens"]
+    by_prompt = weighted.groupby([responses["prompt_id"], responses["layer"]]).sum().sort_index()
+    layers = responses["layer"].nunique()
+    values = by_prompt.to_numpy(dtype=float).reshape(-1, layers, len(quantities) + 1)
+    return PromptSums(sums=values[..., :-1], tokens=values[:, 0, -1])
+
+
+def _standard_errors(sums: Array, tokens: Array, times: Array, means: Array) -> Array:
+    """[B, L, K]: sqrt(P/(P-1) sum_p w_p (S_p - mean N_p)^2) / sum_p w_p N_p."""
+    count = len(tokens)
+    if count < 2:
+        return np.full_like(means, np.nan)
+    square = np.einsum("bp,plk->blk", times, sums**2)
+    cross = np.einsum("bp,plk->blk", times, sums * tokens[:, None, None])
+    length = times @ tokens**2
+    variance = square - 2 * means * cross + means**2 * length[:, None, None]
+    total = (times @ tokens)[:, None, None]
+    return np.sqrt(np.clip(variance, 0, None) * count / (count - 1)) / total
+
+
+def _nanmax(values: Array, axis: int) -> Array:
+    return np.where(np.isfinite(values), values, -np.inf).max(axis=axis)

@@ -1,0 +1,124 @@
+"""verify(): do the captured states really add up to what the model computes?
+
+It stands apart from anatomy.py because it runs the model through capture.py, which reads
+the anatomy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from entropylens.anatomy import Anatomy
+from entropylens.capture import capture, evaluating
+from entropylens.errors import DecompositionError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Verification", "verify"]
+
+#: Tokens of the trial input: enough to fill attention, cheap on any model.
+TRIAL_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far stream_in + A + F is from stream_out, and the rebuilt logits from the model's.
+
+    Args:
+        stream_errors: one a layer, the largest |error| / |stream_out| over the trial positions.
+        logits_error: the same for the logits.
+        stream_bound: what stream_errors may be: 1e-4 in float32, 4 eps sqrt(L) in other types.
+        logits_bound: what logits_error may be.
+    """
+
+    stream_errors: tuple[float, ...]
+    logits_error: float
+    stream_bound: float
+    logits_bound: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether every error is within its bound (a NaN is not)."""
+        return self.logits_error <= self.logits_bound and all(
+            error <= self.stream_bound for error in self.stream_errors
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a layer: `layer, error, bound`."""
+        return pd.DataFrame(
+            {
+                "layer": range(1, len(self.stream_errors) + 1),
+                "error": self.stream_errors,
+                "bound": self.stream_bound,
+            }
+        )
+
+    def raise_if_broken(self) -> None:
+        """Raise what a user should see where the decomposition does not hold.
+
+        Raises:
+            DecompositionError: naming the worst layer, or the logits.
+        """
+        if self.holds:
+            return
+        remedy = (
+            "the model adds something that its family's spec does not name; describe it with "
+            "entropylens.register(), and see `entropylens doctor MODEL` for each layer's error"
+        )
+        broken = [
+            layer
+            for layer, error in enumerate(self.stream_errors, start=1)
+            if not error <= self.stream_bound
+        ]
+        if broken:
+            error = self.stream_errors[broken[0] - 1]
+            raise DecompositionError(
+                f"layer {broken[0]}: stream_in + attn_out + ffn_out differs from stream_out by "
+                f"{error:.2g} of its size (allowed {self.stream_bound:.2g}; {len(broken)} of "
+                f"{len(self.stream_errors)} layers fail)",
+                remedy,
+            )
+        raise DecompositionError(
+            f"final norm, unembedding and output transform give logits that differ from the "
+            f"model's by {self.logits_error:.2g} of their size (allowed {self.logits_bound:.2g})",
+            remedy,
+        )
+
+
+def verify(model: PreTrainedModel, anatomy: Anatomy) -> Verification:
+    """Compare the captured states with the model's own sums and logits on a trial input."""
+    vocab = anatomy.unembedding.vocab_size
+    length = TRIAL_TOKENS if anatomy.context is None else min(TRIAL_TOKENS, anatomy.context)
+    ids = (torch.arange(length) * 7919 + 11).remainder(vocab).unsqueeze(0)
+    with evaluating(model), torch.inference_mode():
+        states, _ = capture(anatomy, torch.arange(length), ids, use_cache=False)
+        expected = model(input_ids=ids.to(anatomy.device), use_cache=False).logits[0]
+        rebuilt = anatomy.unembedding.logits(states.final.to(anatomy.unembedding.weight.device))
+        errors = tuple(
+            _relative_error(
+                states.stream_mid(place) + states.ffn_out[place], states.stream_out[place]
+            )
+            for place in range(anatomy.num_layers)
+        )
+    if anatomy.dtype in (torch.float32, torch.float64):
+        bound = 1e-4
+    else:
+        bound = 4 * torch.finfo(anatomy.dtype).eps * math.sqrt(anatomy.num_layers)
+    return Verification(errors, _relative_error(rebuilt, expected), bound, bound)
+
+
+def _relative_error(
+    found: Float[Tensor, "positions width"], expected: Float[Tensor, "positions width"]
+) -> float:
+    """max over positions of RMS(found - expected) / RMS(expected)."""
+    expected = expected.double()
+    error = (found.double().to(expected.device) - expected).norm(dim=-1)
+    return float((error / expected.norm(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)).max())
