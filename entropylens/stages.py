@@ -1,7 +1,7 @@
 """Exploration | integration | convergence, learnt from a profile of entropy changes (Sec. 3.2).
 
 A profile delta_1..delta_L is cut at b1 <= b2. Layers up to b1 explore: their changes are
-positive, of log-normal size. Layers b1+1..b2 integrate: normal around zero. The rest converge:
+positive, of log-normal size. Layers b1+1..b2 integrate: both signs, normal around zero. The rest converge:
 negative, of log-normal size. Each layer may be an exception of any sign and size. The sizes and
 the width of "about zero" are not set but integrated out over flat priors, with the one
 expectation that typical sizes are at least twice that width; so every cut has a weight: its posterior
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
+from scipy.stats import binom
 
 __all__ = ["STAGES", "Stages", "cut_weights", "stages_of"]
 
@@ -30,8 +31,11 @@ EXCEPTIONS = 0.03
 SAME_SIGN = 0.75
 #: Typical sizes of the outer stages, in widths of "about zero".
 CLEAR_OF_ZERO = 2.0
-#: Prior probability that they are not that clear.
+#: Prior probability that exploration is not that clear (a disordered profile still has one).
 UNCLEAR = 0.1
+#: Integration holds both signs: from three layers on it has one of each, and its rarer sign is
+#: as frequent as fair coins make it but once in 200 times.
+FAIR_COINS = 0.005
 #: A size is not modelled more finely than this share of it.
 SIZE_GRAIN = 0.06
 _SIZES = np.geomspace(1e-4, 1e2, 240)
@@ -40,20 +44,22 @@ _SPREADS = np.array([0.15, 0.3, 0.6, 0.9])
 _WIDTHS = np.geomspace(1e-4, 1e1, 24)
 
 
-def _priors() -> tuple[Array, Array]:
+def _priors() -> tuple[Array, Array, Array]:
     """Probability of each size under each log-normal, and of each log-normal given each width.
 
     Returns:
-        [sizes, medians * spreads] and [medians * spreads, widths]; columns sum to 1.
+        [sizes, medians * spreads], and twice [medians * spreads, widths], of convergence and of
+        exploration; columns sum to 1.
     """
     median, spread = (grid.ravel() for grid in np.meshgrid(_MEDIANS, _SPREADS))
     size = np.exp(-0.5 * ((np.log(_SIZES)[:, None] - np.log(median)) / spread) ** 2)
     clear = (median[:, None] >= CLEAR_OF_ZERO * _WIDTHS).astype(float)
     anyhow = np.full_like(clear, 1 / len(clear))
-    return size / size.sum(0), (1 - UNCLEAR) * clear / clear.sum(0) + UNCLEAR * anyhow
+    clear /= clear.sum(0)
+    return size / size.sum(0), clear, (1 - UNCLEAR) * clear + UNCLEAR * anyhow
 
 
-_SIZE_GIVEN_NORMAL, _NORMAL_GIVEN_WIDTH = _priors()
+_SIZE_GIVEN_NORMAL, _CONVERGES_GIVEN_WIDTH, _EXPLORES_GIVEN_WIDTH = _priors()
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,6 @@ def cut_weights(profiles: Array, errors: Array) -> Array:
         [resamples, L + 1, L + 1]: weight of (b1, b2), 0 where b1 > b2; each resample sums to 1.
     """
     profiles = np.atleast_2d(profiles)
-    resamples, layers = profiles.shape
     error = np.broadcast_to(errors, profiles.shape)
     variance = error**2 + (SIZE_GRAIN * profiles) ** 2 + (0.5 * _SIZES[0]) ** 2
     positive = _normal(profiles[..., None], _SIZES, variance[..., None])
@@ -126,9 +131,10 @@ def cut_weights(profiles: Array, errors: Array) -> Array:
 
     # Given the width of "about zero" the three stages are independent.
     weight = integrates[:, None, :] - integrates[:, :, None]
-    weight += _given_width(explores)[:, :, None] + _given_width(converges)[:, None, :]
+    weight += _given_width(explores, _EXPLORES_GIVEN_WIDTH)[:, :, None]
+    weight += _given_width(converges, _CONVERGES_GIVEN_WIDTH)[:, None, :]
     weight = logsumexp(weight, axis=-1)
-    weight[:, np.tril(np.ones((layers + 1, layers + 1), dtype=bool), -1)] = -np.inf
+    weight[~_both_signs(profiles)] = -np.inf
     weight[~_one_signed(profiles)] = -np.inf
     weight.swapaxes(1, 2)[~_one_signed(-profiles[:, ::-1])[:, ::-1]] = -np.inf
     weight -= logsumexp(weight, axis=(1, 2), keepdims=True)
@@ -144,10 +150,20 @@ def _one_signed(profiles: Array) -> Array:
     return np.concatenate([np.ones_like(enough[:, :1]), enough], axis=1)
 
 
-def _given_width(log_likelihood: Array) -> Array:
+def _both_signs(profiles: Array) -> Array:
+    """[resamples, L + 1, L + 1]: is b1 <= b2, and may the layers between be about zero?"""
+    cuts = np.arange(profiles.shape[1] + 1)
+    length = cuts[None, :] - cuts[:, None]
+    above = np.cumsum(np.pad(profiles > 0, ((0, 0), (1, 0))), axis=1)
+    positive = above[:, None, :] - above[:, :, None]
+    least = np.maximum(binom.ppf(FAIR_COINS, np.clip(length, 0, None), 0.5), length >= 3)
+    return (length >= 0) & (np.minimum(positive, length - positive) >= least)
+
+
+def _given_width(log_likelihood: Array, prior: Array) -> Array:
     """[resamples, L + 1, widths]: integrate the log-normal out that each width allows."""
     top = log_likelihood.max(-1, keepdims=True)
-    mean = np.exp(log_likelihood - top) @ _NORMAL_GIVEN_WIDTH
+    mean = np.exp(log_likelihood - top) @ prior
     return np.log(mean + 1e-300) + top
 
 

@@ -1,0 +1,182 @@
+"""What models are asked: datasets on disk, the bundled prompts, and the paper's templates (A.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from entropylens.errors import DatasetError, SettingError
+from entropylens.responses import Limits, encode_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["BUNDLED", "TEMPLATES", "Prompt", "load_prompts"]
+
+#: The name of the 24 short problems that travel with the package.
+BUNDLED = "bundled"
+_BUNDLED_FILE = Path(__file__).parent / "data" / "prompts.jsonl"
+
+_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+_CHATML = (
+    f"<|im_start|>system\n{_INSTRUCTION}<|im_end|>\n"
+    "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+#: Templates of A.3 as text with {problem}; `chat` is the tokenizer's own chat template.
+TEMPLATES: Mapping[str, str | None] = {
+    "chat": None,
+    "qwen-math": _CHATML,
+    "qwen3-nothinking": _CHATML + "<think>\n\n</think>\n\n",
+    "octothinker": (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant "
+        "solves it. The assistant first thinks about the reasoning process in the mind and then "
+        "provides the user with the answer. User: You must put your answer inside \\boxed{} and "
+        "Your final answer will be extracted automatically by the \\boxed{} tag.\n"
+        "{problem}\nAssistant:"
+    ),
+    "plain": "{problem}",
+}
+
+_PROBLEM_COLUMNS = ("problem", "question", "prompt")
+_ANSWER_COLUMNS = ("answer", "final_answer")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, ready for the model.
+
+    Args:
+        ids: token ids, template included.
+        task: the dataset's name.
+        answer: the gold answer, or None.
+    """
+
+    ids: tuple[int, ...]
+    task: str
+    answer: str | None
+
+
+def load_prompts(
+    name_or_path: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    limits: Limits,
+    *,
+    num_prompts: int | None = None,
+    template: str | None = None,
+    thinking: bool | None = None,
+) -> tuple[Prompt, ...]:
+    """The first problems of a dataset, encoded.
+
+    Args:
+        name_or_path: `bundled`, or a .parquet, .jsonl, .json or .csv file with a column problem,
+            question or prompt (text, or chat messages that are taken as they are).
+        tokenizer: the model's.
+        limits: what the model can read.
+        num_prompts: how many; by default all.
+        template: a name of TEMPLATES; by default the tokenizer's chat template, or the paper's
+            template for base models where it has none.
+        thinking: sets enable_thinking of the chat template.
+
+    Raises:
+        DatasetError: no such dataset, or no usable column.
+        SettingError: an unknown template, or no tokenizer to encode with.
+    """
+    if tokenizer is None:
+        raise SettingError(
+            "the model came without a tokenizer, so it cannot be asked anything",
+            "put its tokenizer files beside the weights, or pass token ids with --responses",
+        )
+    if template is None:
+        template = "chat" if tokenizer.chat_template else "octothinker"
+    if template not in TEMPLATES:
+        raise SettingError(f"no template {template!r}", f"choose one of {', '.join(TEMPLATES)}")
+    if num_prompts is not None and num_prompts < 1:
+        raise SettingError(f"--num-prompts is {num_prompts}", "give at least 1")
+    task, frame = _read(name_or_path)
+    column = next((name for name in _PROBLEM_COLUMNS if name in frame.columns), None)
+    if column is None or frame.empty:
+        raise DatasetError(
+            f"dataset {name_or_path!r} has no column {', '.join(_PROBLEM_COLUMNS)} with a row in it "
+            f"(its columns: {', '.join(map(str, frame.columns))})",
+            "rename the column that holds the problems",
+        )
+    options = {} if thinking is None else {"enable_thinking": thinking}
+    prompts = []
+    for number, record in enumerate(frame.head(num_prompts or len(frame)).to_dict("records"), 1):
+        try:
+            ids = _encode(record[column], tokenizer, template, options)
+        except ValueError as error:
+            raise DatasetError(
+                f"dataset {name_or_path!r}, row {number}: {error}",
+                "mend the row, or choose another --template",
+            ) from error
+        if not ids or (limits.context is not None and len(ids) >= limits.context):
+            raise DatasetError(
+                f"dataset {name_or_path!r}, row {number}: the prompt takes {len(ids)} tokens of the "
+                f"model's context of {limits.context}",
+                "leave it out, or use a model with a longer context",
+            )
+        prompts.append(Prompt(ids, task, _answer(record)))
+    return tuple(prompts)
+
+
+def _read(name_or_path: str) -> tuple[str, pd.DataFrame]:
+    path = _BUNDLED_FILE if name_or_path == BUNDLED else Path(name_or_path).expanduser()
+    readers: dict[str, Any] = {
+        ".parquet": pd.read_parquet,
+        ".jsonl": _read_jsonl,
+        ".json": pd.read_json,
+        ".csv": pd.read_csv,
+    }
+    if not path.is_file() or path.suffix not in readers:
+        raise DatasetError(
+            f"dataset {name_or_path!r} is no {', '.join(readers)} file here",
+            f"name such a file with a column problem, question or prompt, or {BUNDLED!r}",
+        )
+    try:
+        frame = readers[path.suffix](path)
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"dataset {name_or_path!r} cannot be read ({str(error).splitlines()[0]})",
+            "check that the file is whole",
+        ) from error
+    return (BUNDLED if name_or_path == BUNDLED else path.stem), frame
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+
+
+def _encode(
+    problem: Any, tokenizer: PreTrainedTokenizerBase, template: str, options: dict[str, Any]
+) -> tuple[int, ...]:
+    text = TEMPLATES[template]
+    if isinstance(problem, np.ndarray | list):
+        return encode_prompt(list(problem), tokenizer, **options)
+    if not isinstance(problem, str):
+        raise ValueError(f"the problem is no text but {type(problem).__name__}")
+    if text is not None:
+        return encode_prompt(text.replace("{problem}", problem), tokenizer)
+    messages: Sequence[Mapping[str, str]] = [
+        {"role": "system", "content": _INSTRUCTION},
+        {"role": "user", "content": problem},
+    ]
+    return encode_prompt(messages, tokenizer, **options)
+
+
+def _answer(record: Mapping[str, Any]) -> str | None:
+    for column in _ANSWER_COLUMNS:
+        if column in record:
+            return str(record[column])
+    reward_model = record.get("reward_model")
+    if isinstance(reward_model, Mapping) and "ground_truth" in reward_model:
+        return str(reward_model["ground_truth"])
+    return None

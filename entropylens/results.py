@@ -1,0 +1,340 @@
+"""Analysis: what was measured, frozen, with its frames, its recommendation and its files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from entropylens.errors import AnalysisFilesError, SettingError
+from entropylens.files import make_directory, write_text, write_whole
+from entropylens.recommend import Profile, Recommendation, recommend
+from entropylens.resampling import RESAMPLES, prompt_sums
+from entropylens.stages import Stages
+
+if TYPE_CHECKING:
+    from entropylens.plots import Plots
+
+__all__ = ["READINGS", "SCHEMA_VERSION", "Analysis", "quantities_of"]
+
+SCHEMA_VERSION = 1
+READINGS = ("raw", "normed")
+
+_KEYS = ("response_id", "prompt_id", "task", "layer", "num_tokens", "truncated")
+_POLICY = ("policy_entropy", "policy_nll")
+_GEOMETRY = (
+    *("cos_attn", "cos_ffn", "cos_final"),
+    *("rms_layer", "rms_attn", "rms_ffn", "rms_attn_in", "rms_mid", "rms_ffn_in"),
+)
+_ENTROPIES = ("entropy_layer", "entropy_attn", "entropy_ffn")
+_DELTAS = ("delta_layer", "delta_attn", "delta_ffn")
+_KNOWS = ("nll_layer", "agree_layer", "kl_layer")
+_CONTROL = ("control_delta_attn", "control_delta_ffn")
+_STEPS = ("step_attn", "step_ffn")
+
+#: Error of a layer's mean entropy change that the dtype itself brings, in nats.
+_FLOORS = {"float64": 1e-6, "float32": 2e-4}
+_HALF_PRECISION_FLOOR = 1e-2
+
+
+def quantities_of(reading: str) -> tuple[str, ...]:
+    """The per-layer quantities of a reading (raw | normed | both), in the files' order."""
+    raw = (*_ENTROPIES, *_DELTAS)
+    normed = tuple(f"normed_{name}" for name in (*_ENTROPIES, *_DELTAS, *_STEPS, *_KNOWS))
+    return (
+        *(raw if reading != "normed" else ()),
+        *_GEOMETRY,
+        *((*_KNOWS, *_CONTROL) if reading != "normed" else ()),
+        *(normed if reading != "raw" else ()),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Policies of every layer and module of one model over its responses.
+
+    Args:
+        model: its name or path.
+        revision: the Hub commit, or None.
+        num_layers: L.
+        vocab_size: V.
+        dtype: of the model's states.
+        reading: raw | normed | both.
+        kernel: which body reduced the logits (compiled, eager).
+        mixers: one a layer: attention | linear_attention | ssm | none.
+        responses: one row a response and layer: `response_id, prompt_id, task, layer,
+            num_tokens, truncated, policy_entropy, policy_nll` and the mean over the response's
+            tokens of every quantity.
+        skipped: bad responses left out.
+        seed: of resamples and control.
+        versions: of the packages that made it.
+    """
+
+    model: str
+    revision: str | None
+    num_layers: int
+    vocab_size: int
+    dtype: str
+    reading: str
+    kernel: str
+    mixers: tuple[str, ...]
+    responses: pd.DataFrame
+    skipped: int
+    seed: int
+    versions: Mapping[str, str]
+
+    @property
+    def num_responses(self) -> int:
+        """Responses measured."""
+        return len(self._per_response)
+
+    @property
+    def num_prompts(self) -> int:
+        """Independent prompts among them."""
+        return int(self._per_response["prompt_id"].nunique())
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated tokens measured."""
+        return int(self._per_response["num_tokens"].sum())
+
+    @property
+    def policy_entropy(self) -> float:
+        """Mean H(pi_theta) over tokens, in nats."""
+        return self._token_mean("policy_entropy")
+
+    @property
+    def policy_nll(self) -> float:
+        """Mean -log pi_theta(token) over tokens, in nats."""
+        return self._token_mean("policy_nll")
+
+    @property
+    def policy_perplexity(self) -> float:
+        """exp(policy_nll)."""
+        return math.exp(min(self.policy_nll, 700.0))
+
+    @cached_property
+    def _per_response(self) -> pd.DataFrame:
+        return self.responses.drop_duplicates("response_id")
+
+    def _token_mean(self, column: str) -> float:
+        frame = self._per_response
+        return float(np.average(frame[column], weights=frame["num_tokens"]))
+
+    @property
+    def readings(self) -> tuple[str, ...]:
+        """The readings measured, raw first."""
+        return READINGS if self.reading == "both" else (self.reading,)
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """One row a layer: token means, and 95 % intervals of the entropy changes (nats).
+
+        Intervals resample prompts (studentised); under 20 prompts they are unreliable.
+        """
+        names = quantities_of(self.reading)
+        sums = prompt_sums(self.responses, names)
+        frame = pd.DataFrame(sums.means(), columns=list(names))
+        frame.insert(0, "layer", range(1, self.num_layers + 1))
+        frame.insert(1, "mixer", list(self.mixers))
+        deltas = [_prefix(reading) + name for reading in self.readings for name in _DELTAS]
+        low, high = (
+            prompt_sums(self.responses, deltas).draw(RESAMPLES, self.seed).studentised()
+        )
+        for place, name in enumerate(deltas):
+            frame[f"{name}_low"], frame[f"{name}_high"] = low[:, place], high[:, place]
+        return frame
+
+    def to_frame(self) -> pd.DataFrame:
+        """The same as `layers`."""
+        return self.layers
+
+    @cached_property
+    def recommendations(self) -> Mapping[str, Recommendation]:
+        """One a reading, by its name."""
+        return {reading: self.recommend(reading=reading) for reading in self.readings}
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """The raw reading's, which is what training optimizes; else the normed one's."""
+        return self.recommendations[self.readings[0]]
+
+    @property
+    def stages(self) -> Stages:
+        """Exploration, integration, convergence of the FFNs."""
+        return self.recommendation.stages
+
+    def recommend(
+        self, rule: str = "stages", *, reading: str | None = None, task: str | None = None
+    ) -> Recommendation:
+        """The layer to train first.
+
+        Args:
+            rule: "stages" (ordered fit), or "paper" (last positive layer below L, literally).
+            reading: raw | normed; by default raw where it was measured.
+            task: one dataset alone; by default all.
+
+        Raises:
+            SettingError: an unknown rule, or a reading or task that was not measured.
+        """
+        reading = reading or self.readings[0]
+        for what, value, known in (
+            ("rule", rule, ("stages", "paper")),
+            ("reading", reading, self.readings),
+            ("task", task, (None, *self.tasks)),
+        ):
+            if value not in known:
+                choices = ", ".join(str(choice) for choice in known)
+                raise SettingError(f"no {what} {value!r} here", f"choose one of {choices}")
+        frame = self.responses if task is None else self.responses[self.responses["task"] == task]
+        name = _prefix(reading) + "delta_ffn"
+        sums = prompt_sums(frame, [name])
+        control = None
+        if reading == "raw":
+            control = prompt_sums(frame, ["control_delta_ffn"]).means()[:, 0]
+        profile = Profile(
+            means=sums.means()[:, 0],
+            sums=sums,
+            floor=_FLOORS.get(self.dtype, _HALF_PRECISION_FLOOR),
+            control=control,
+        )
+        found = recommend(profile, reading=reading, rule=rule, seed=self.seed)
+        return found.with_note(self._how_well(found.layer, reading, frame))
+
+    def _how_well(self, layer: int | None, reading: str, frame: pd.DataFrame) -> str:
+        """How well pi_l knows the text, in a sentence."""
+        names = [f"{_prefix(reading)}nll_layer", f"{_prefix(reading)}agree_layer"]
+        known = prompt_sums(frame, names).means()
+        uniform = math.log(self.vocab_size)
+        place = layer if layer is not None else int(np.argmin(known[:-1, 0])) + 1
+        nll, agree = known[place - 1]
+        who = f"pi_{place}" if layer is not None else f"The best inner policy, pi_{place},"
+        verdict = (
+            "worse than a uniform guess" if nll > uniform else f"uniform would be {uniform:.1f}"
+        )
+        return (
+            f"{who} gives the produced tokens an NLL of {nll:.1f} nats ({verdict}) and shares the "
+            f"model's top token at {agree:.0%} of positions."
+        )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The datasets that the responses came from, in order."""
+        return tuple(self._per_response["task"].unique())
+
+    @cached_property
+    def by_task(self) -> Mapping[str, Recommendation]:
+        """The recommendation of each task, where there are several."""
+        if len(self.tasks) < 2:
+            return {}
+        return {task: self.recommend(task=task) for task in self.tasks}
+
+    @property
+    def tasks_agree(self) -> bool | None:
+        """Whether all tasks name the same layer; None for a single task."""
+        if not self.by_task:
+            return None
+        return len({found.layer for found in self.by_task.values()}) == 1
+
+    @property
+    def plot(self) -> Plots:
+        """The figures of this analysis: `analysis.plot.<TAB>`."""
+        from entropylens.plots import Plots
+
+        return Plots(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What analysis.json holds."""
+        recommendation = self.recommendation.to_dict()
+        recommendation["readings"] = {
+            reading: found.to_dict() | {"stages": found.stages.to_dict()}
+            for reading, found in self.recommendations.items()
+        }
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "model": self.model,
+            "revision": self.revision,
+            "num_layers": self.num_layers,
+            "vocab_size": self.vocab_size,
+            "mixers": list(self.mixers),
+            "num_responses": self.num_responses,
+            "num_prompts": self.num_prompts,
+            "num_tokens": self.num_tokens,
+            "skipped": self.skipped,
+            "dtype": self.dtype,
+            "reading": self.reading,
+            "kernel": self.kernel,
+            "seed": self.seed,
+            "policy_entropy": self.policy_entropy,
+            "policy_nll": self.policy_nll,
+            "policy_perplexity": self.policy_perplexity,
+            "stages": self.stages.to_dict(),
+            "recommendation": recommendation,
+            "tasks": {
+                task: {"layer": found.layer, "stability": found.stability, "applies": found.applies}
+                for task, found in self.by_task.items()
+            },
+            "tasks_agree": self.tasks_agree,
+            "versions": dict(self.versions),
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Write layers.csv, responses.parquet and analysis.json, each of them whole.
+
+        Raises:
+            OutputDirectoryError: the directory cannot be written.
+        """
+        path = make_directory(Path(directory))
+        write_whole(
+            path / "responses.parquet", lambda aside: self.responses.to_parquet(aside, index=False)
+        )
+        write_whole(path / "layers.csv", lambda aside: self.layers.to_csv(aside, index=False))
+        write_text(path / "analysis.json", json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Analysis:
+        """Read what `save` wrote.
+
+        Raises:
+            AnalysisFilesError: no analysis, an unreadable one, or one of a newer version.
+        """
+        path = Path(directory)
+        try:
+            content = json.loads((path / "analysis.json").read_text(encoding="utf-8"))
+            version = content["schema_version"]
+            if version > SCHEMA_VERSION:
+                raise AnalysisFilesError(
+                    f"{str(path)!r} was written with schema_version {version}; this entropylens "
+                    f"reads up to {SCHEMA_VERSION}",
+                    "upgrade entropylens: pip install -U entropylens",
+                )
+            fields = {name: content[name] for name in _SAVED_FIELDS}
+            responses = pd.read_parquet(path / "responses.parquet")
+        except FileNotFoundError as error:
+            raise AnalysisFilesError(
+                f"{str(path)!r} holds no finished analysis ({Path(error.filename).name} is missing)",
+                "name a directory that `entropylens analyze -o` wrote",
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AnalysisFilesError(
+                f"the analysis in {str(path)!r} cannot be read ({error})",
+                "run `entropylens analyze` again with -o and --force",
+            ) from error
+        return cls(**fields | {"mixers": tuple(fields["mixers"])}, responses=responses)
+
+
+_SAVED_FIELDS = (
+    *("model", "revision", "num_layers", "vocab_size", "dtype", "reading", "kernel", "mixers"),
+    *("skipped", "seed", "versions"),
+)
+
+
+def _prefix(reading: str) -> str:
+    return "normed_" if reading == "normed" else ""

@@ -1,0 +1,143 @@
+"""A run's directory: whose it is, what of it is finished, and what may be overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from entropylens.errors import OutputDirectoryError
+from entropylens.files import make_directory, unwritable, write_text, write_whole
+
+__all__ = ["RunDirectory", "fingerprint", "new_directory", "open_run"]
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "run.json"
+PARTS = "parts"
+#: What a run writes, and so what --force may remove.
+OWN_FILES = (
+    RUN_FILE,
+    "layers.csv",
+    "responses.parquet",
+    "analysis.json",
+    "report.html",
+    "completions.jsonl",
+)
+OWN_DIRECTORIES = (PARTS, "figures")
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """A digest of settings: equal settings, equal digest."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def new_directory(model_name: str, root: Path = Path("runs")) -> Path:
+    """`runs/<model>-<n>`, n the first number that is free."""
+    name = model_name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf") or "model"
+    number = 1
+    while (root / f"{name}-{number}").exists():
+        number += 1
+    return root / f"{name}-{number}"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """An open run directory that belongs to these settings.
+
+    Args:
+        path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def completions(self) -> Path:
+        """Where generated responses are kept."""
+        return self.path / "completions.jsonl"
+
+    def finished(self) -> pd.DataFrame | None:
+        """All rows of responses.parquet's shape that are finished, or None.
+
+        A part that cannot be read is dropped, and its responses are measured again.
+        """
+        whole = self.path / "responses.parquet"
+        if whole.is_file() and (self.path / "analysis.json").is_file():
+            return pd.read_parquet(whole)
+        frames = []
+        for part in sorted((self.path / PARTS).glob("*.parquet")):
+            try:
+                frames.append(pd.read_parquet(part))
+            except (OSError, ValueError) as error:
+                logger.warning("%s cannot be read (%s) and is measured again", part, error)
+                part.unlink()
+        return pd.concat(frames, ignore_index=True) if frames else None
+
+    def add(self, rows: pd.DataFrame) -> None:
+        """Keep the finished rows of some responses."""
+        first = int(rows["response_id"].iloc[0])
+        part = make_directory(self.path / PARTS) / f"{first:08d}.parquet"
+        write_whole(part, lambda aside: rows.to_parquet(aside, index=False))
+
+    def close(self) -> None:
+        """Drop the parts once everything stands in the final files."""
+        shutil.rmtree(self.path / PARTS, ignore_errors=True)
+
+
+def open_run(path: Path, settings: Mapping[str, Any], *, force: bool = False) -> RunDirectory:
+    """Open a directory for a run: a new one, or one of the same settings, which is resumed.
+
+    Args:
+        path: made if it does not exist.
+        settings: everything that the run's results depend on.
+        force: remove another run's files first. Files that no run writes are never touched.
+
+    Raises:
+        OutputDirectoryError: it holds something else, or cannot be written.
+    """
+    mark = fingerprint(settings)
+    run_file = path / RUN_FILE
+    if path.exists() and not path.is_dir():
+        raise OutputDirectoryError(
+            f"{str(path)!r} is a file", "choose a directory for the run with -o"
+        )
+    if path.is_dir() and any(path.iterdir()):
+        found = _read_mark(run_file)
+        if found == mark:
+            return RunDirectory(path)
+        if not force:
+            what = "something else" if found is None else "a run with other settings"
+            raise OutputDirectoryError(
+                f"{str(path)!r} holds {what}",
+                "choose another directory with -o, or pass --force to replace that run",
+            )
+        _clear(path)
+    make_directory(path)
+    content = {"fingerprint": mark, "settings": dict(settings)}
+    write_text(run_file, json.dumps(content, indent=2, sort_keys=True) + "\n")
+    return RunDirectory(path)
+
+
+def _read_mark(run_file: Path) -> str | None:
+    try:
+        return str(json.loads(run_file.read_text(encoding="utf-8"))["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _clear(path: Path) -> None:
+    try:
+        for name in OWN_FILES:
+            (path / name).unlink(missing_ok=True)
+        for name in OWN_DIRECTORIES:
+            if (path / name).is_dir():
+                shutil.rmtree(path / name)
+    except OSError as error:
+        raise unwritable(path, error) from error

@@ -1,0 +1,1 @@
+"""The front doors: whatever a user calls a model becomes a `Subject`."""

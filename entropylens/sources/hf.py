@@ -1,0 +1,299 @@
+"""Hugging Face models: by Hub id, directory or GGUF file, or already loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from entropylens.anatomy import anatomy_of
+from entropylens.errors import (
+    AllocationError,
+    EntropyLensError,
+    ModelAccessError,
+    ModelNotFoundError,
+    NotADecoderError,
+    SettingError,
+    WeightsError,
+)
+from entropylens.sources.subject import Subject
+from entropylens.verification import verify
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["load", "wrap"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Subject:
+    """Load a model for reading, and verify that its states add up.
+
+    Args:
+        model: a Hub id, a directory with safetensors, or a GGUF file.
+        dtype: auto (float32 on a CPU, the checkpoint's own on a GPU) or a torch dtype's name.
+        device: auto (cuda, else mps, else cpu) or a torch device.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: let the repository's own Python code run.
+
+    Raises:
+        ModelNotFoundError, ModelAccessError, WeightsError, NotADecoderError,
+        UnknownArchitectureError, DecompositionError, SettingError: what their names say.
+    """
+    path = _local_path(str(model))
+    place = pick_device(device)
+    torch_dtype = pick_dtype(dtype, place)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if path is None:
+        source: str = str(model)
+        options["revision"] = revision
+    else:
+        options["local_files_only"] = True
+        if path.is_file():
+            from entropylens.sources.gguf import check_gguf
+
+            check_gguf(path)
+            source, options["gguf_file"] = str(path.parent), path.name
+        else:
+            _check_weights(path)
+            source = str(path)
+    with _explained(str(model)):
+        config = _load_config(source, options)
+    _check_decoder(config, str(model), trust_remote_code)
+    with _explained(str(model)):
+        loaded = _load_model(source, torch_dtype, options).to(place)
+    tokenizer = _load_tokenizer(source, path, options)
+    commit = getattr(loaded.config, "_commit_hash", None)
+    return wrap(loaded, tokenizer, name=str(model), revision=commit if path is None else None)
+
+
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+) -> Subject:
+    """Understand a loaded model as it stands; nothing of it is changed.
+
+    Raises:
+        NotADecoderError, UnknownArchitectureError, DecompositionError: what their names say.
+    """
+    anatomy = anatomy_of(model)
+    verification = verify(model, anatomy)
+    verification.raise_if_broken()
+    name = name or model.config.name_or_path or type(model).__name__
+    return Subject(name, revision, model, tokenizer, anatomy, verification)
+
+
+def pick_device(device: str) -> torch.device:
+    """The device that a user's word means.
+
+    Raises:
+        SettingError: no such device here.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]})",
+            "pass --device cpu, or see `entropylens doctor` for the devices here",
+        ) from error
+    return place
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """The dtype to load in; "auto" stands for the checkpoint's own.
+
+    Raises:
+        SettingError: no such dtype.
+    """
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in DTYPES:
+        raise SettingError(f"no dtype {dtype!r}", f"choose auto, {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _local_path(model: str) -> Path | None:
+    """The path that a name means, or None where it can only be a Hub id."""
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
+    if looks_local or model.endswith((".gguf", ".safetensors")) or not model.strip():
+        raise ModelNotFoundError(f"model {model!r} does not exist", "check the path")
+    return None
+
+
+def _check_weights(path: Path) -> None:
+    """Refuse a directory whose weights are missing, incomplete, corrupt or pickled."""
+    from safetensors import SafetensorError, safe_open
+
+    if not (path / "config.json").is_file():
+        raise WeightsError(
+            f"directory {str(path)!r} holds no model (config.json is missing)",
+            "name a directory written by save_pretrained()",
+        )
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise WeightsError(
+                f"{str(index)!r} is corrupt ({error})", "copy or download the model again"
+            ) from error
+        files = [path / shard for shard in sorted(shards)]
+    else:
+        files = [path / "model.safetensors"]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        others = sorted(path.glob("*.bin")) + sorted(path.glob("*.pt"))
+        if others:
+            raise WeightsError(
+                f"directory {str(path)!r} holds pickled weights only ({others[0].name})",
+                "pickles can run code and are not read; convert them with "
+                "save_pretrained(..., safe_serialization=True)",
+            )
+        raise WeightsError(
+            f"directory {str(path)!r} holds no weights ({missing[0].name} is missing)",
+            "copy or download the model again",
+        )
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"weights file {str(file)!r} is truncated or corrupt ({error})",
+                "copy or download the model again",
+            ) from error
+
+
+def _load_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(source, **options)
+
+
+def _check_decoder(config: PretrainedConfig, name: str, trust_remote_code: bool) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
+    named = getattr(config, "architectures", None) or []
+    causal = not named or any("CausalLM" in it or "LMHeadModel" in it for it in named)
+    if config.is_encoder_decoder or not known or not causal:
+        what = ", ".join(named) or config.model_type
+        raise NotADecoderError(
+            f"{name!r} is no decoder-only language model ({what})",
+            "entropylens reads causal language models such as Llama, Qwen or GPT-2",
+        )
+
+
+def _load_model(
+    source: str, dtype: torch.dtype | str, options: dict[str, Any]
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    missing = sorted(set(info["missing_keys"]) - tied)
+    wrong = sorted(str(key) for key in info["mismatched_keys"])
+    if missing or wrong:
+        raise WeightsError(
+            f"the weights of {source!r} do not fit its configuration ({len(missing)} missing, "
+            f"{len(wrong)} of a wrong shape, such as {(missing or wrong)[0]})",
+            "copy or download the model again; a model without lm_head is no language model",
+        )
+    return model
+
+
+def _load_tokenizer(
+    source: str, path: Path | None, options: dict[str, Any]
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer, or None where the model came without a usable one: ids still work."""
+    if "gguf_file" in options and path is not None:
+        from entropylens.sources.gguf import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(path)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except Exception:  # transformers raises anything from OSError to AttributeError here
+        return None
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Any:
+    """Turn what the Hub, safetensors or torch raise into what the user can do about it."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except EntropyLensError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise AllocationError(
+            f"not enough memory to load {name!r}", "choose --dtype bfloat16 or a smaller model"
+        ) from error
+    except Exception as error:  # transformers wraps the Hub's errors in OSError and ValueError
+        causes = list(_causes(error))
+        if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):
+            raise ModelAccessError(
+                f"model {name!r} is gated",
+                "accept its licence on its Hub page, then log in: hf auth login",
+            ) from error
+        if any(isinstance(cause, SafetensorError) for cause in causes):
+            raise WeightsError(
+                f"the weights of {name!r} are truncated or corrupt ({error})",
+                "copy or download the model again",
+            ) from error
+        if any(isinstance(cause, RepositoryNotFoundError | HFValidationError) for cause in causes):
+            raise ModelNotFoundError(
+                f"model {name!r} is neither a path here nor a model on the Hub",
+                "check its spelling; for a private one log in: hf auth login",
+            ) from error
+        unreachable = (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
+        if any(isinstance(cause, unreachable) for cause in causes) or "connect to" in str(error):
+            raise ModelNotFoundError(
+                f"model {name!r} is no path here, and the Hub cannot be reached",
+                "check the spelling and the network, or name a local directory",
+            ) from error
+        if isinstance(error, OSError | ValueError | KeyError | RuntimeError):
+            raise WeightsError(
+                f"model {name!r} cannot be loaded ({str(error).splitlines()[0]})",
+                "check the directory, or see the whole error with --debug",
+            ) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Any:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,61 @@
+"""A model ready to be read: loaded, understood, verified."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from entropylens.anatomy import Anatomy
+from entropylens.responses import Limits
+from entropylens.verification import Verification
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Subject"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with what is known of it.
+
+    Args:
+        name: what the user called it.
+        revision: the Hub commit, or None.
+        model: the Hugging Face model.
+        tokenizer: its tokenizer, or None where it came without one.
+        anatomy: where its states are.
+        verification: how well they add up.
+    """
+
+    name: str
+    revision: str | None
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    anatomy: Anatomy
+    verification: Verification
+
+    @property
+    def limits(self) -> Limits:
+        """Token ids and positions that it can read."""
+        return Limits(self.anatomy.unembedding.vocab_size, self.anatomy.context)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its states, as text."""
+        return str(self.anatomy.dtype).removeprefix("torch.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of its configuration and of a sample of every parameter."""
+        digest = hashlib.sha256(self.model.config.to_json_string(use_diff=False).encode())
+        for name, parameter in self.model.named_parameters():
+            flat = parameter.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
+            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+            digest.update(torch.nan_to_num(sample).numpy().tobytes())
+        return digest.hexdigest()[:32]
