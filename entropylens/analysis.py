@@ -1,47 +1,42 @@
-"""analyze(): responses in, Analysis out; streaming, resumable."""
+"""analyze(): from a model to its target layer; resumable in a directory."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-import torch
-from torch import Tensor
-from tqdm import tqdm
-
-from entropylens.batching import Piece, pieces, plan
-from entropylens.capture import evaluating
-from entropylens.control import NormControl
-from entropylens.errors import NonFiniteStatesError, SettingError
-from entropylens.kernels.compiled import select_body
-from entropylens.memory import allocations_explained, estimate
-from entropylens.policy import Body, policy_head
-from entropylens.readings import geometry, normed_reading, raw_reading
+from entropylens.demo import MODEL_NAME, demo_model
+from entropylens.errors import SettingError
+from entropylens.generation import Sampling, generate
+from entropylens.measure import BATCH_TOKENS, measure
+from entropylens.output import write_outputs
+from entropylens.prompts import BUNDLED, Prompt, load_prompts
 from entropylens.responses import Response, Responses, parse_responses, read_responses
-from entropylens.results import READINGS, Analysis, quantities_of
-from entropylens.rundir import RunDirectory, open_run
+from entropylens.results import READINGS, Analysis
+from entropylens.rundir import open_run
+from entropylens.sources import hf
 from entropylens.sources.subject import Subject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["BATCH_TOKENS", "analyze", "measure", "subject_of"]
+__all__ = ["analyze"]
 
 logger = logging.getLogger(__name__)
 
-#: Response positions whose states are held at a time.
-BATCH_TOKENS = 512
-
 
 def analyze(
-    model: str | Path | PreTrainedModel,
-    responses: str | Path | Iterable[Response | Mapping[str, Any]],
+    model: str | Path | PreTrainedModel | None = None,
+    responses: str | Path | Iterable[Response | Mapping[str, Any]] | None = None,
     *,
+    datasets: Sequence[str] = (),
+    num_prompts: int | None = None,
+    sampling: Sampling | None = None,
+    template: str | None = None,
+    thinking: bool | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     output: str | Path | None = None,
     reading: str = "raw",
@@ -56,14 +51,18 @@ def analyze(
     force: bool = False,
     progress: bool = True,
 ) -> Analysis:
-    """Measure every layer's and module's policy over a model's responses.
+    """Measure every layer's and module's policy over a model's own responses.
 
     Args:
         model: a Hub id, a directory, a GGUF file or a loaded Hugging Face model, which is left
-            as it came.
-        responses: a JSONL file (see `responses.read_responses`), or such objects in memory.
-        tokenizer: for text responses to a loaded model.
-        output: a directory to save to; the same call resumes what was interrupted.
+            as it came; None for the bundled SmolLM2-135M-Instruct.
+        responses: a JSONL file (see `responses.read_responses`) or such objects in memory; None
+            lets the model answer `datasets`.
+        datasets: files or `bundled` (the default); the choice is then shown for each of them.
+        num_prompts, template, thinking: see `prompts.load_prompts`.
+        sampling: how answers are drawn.
+        tokenizer: of a loaded model, for anything that is text.
+        output: a directory for all results; the same call resumes what was interrupted.
         reading: raw | normed | both.
         dtype, device, revision, trust_remote_code: how a named model is loaded.
         batch_tokens: response positions whose states are held at a time.
@@ -71,209 +70,74 @@ def analyze(
         skip_bad: leave bad responses out and count them.
         seed: of the same-norm control and of resamples.
         force: replace another run in `output`.
-        progress: show a progress bar.
+        progress: show progress bars.
 
     Raises:
         EntropyLensError: its subclasses tell what is wrong and what to do.
     """
-    subject = subject_of(
-        model, tokenizer, dtype=dtype, device=device, revision=revision,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    if isinstance(responses, str | Path):
-        found = read_responses(responses, subject.tokenizer, subject.limits, skip_bad=skip_bad)
-    else:
-        found = parse_responses(
-            enumerate(responses, start=1), subject.tokenizer, subject.limits, skip_bad=skip_bad
+    if reading not in (*READINGS, "both"):
+        raise SettingError(f"no reading {reading!r}", "choose raw, normed or both")
+    if responses is not None and datasets:
+        raise SettingError(
+            "both responses and a dataset are given", "pass --responses or --dataset, not both"
         )
-    run = None
-    if output is not None:
-        settings = {
-            "model": subject.fingerprint,
-            "dtype": subject.dtype,
-            "responses": [response.key for response in found.items],
-            "reading": reading,
-            "seed": seed,
+    sampling = sampling or Sampling(seed=seed)
+    if model is None:
+        subject = hf.load(demo_model(), dtype=dtype, device=device, name=MODEL_NAME)
+    elif isinstance(model, str | Path):
+        subject = hf.load(
+            model, dtype=dtype, device=device, revision=revision,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    else:
+        subject = hf.wrap(model, tokenizer)
+
+    prompts: tuple[Prompt, ...] = ()
+    given = Responses(())
+    settings: dict[str, Any] = {
+        "model": subject.fingerprint,
+        "dtype": subject.dtype,
+        "reading": reading,
+        "seed": seed,
+    }
+    if responses is None:
+        for dataset in datasets or (BUNDLED,):
+            prompts += load_prompts(
+                dataset, subject.tokenizer, subject.limits, num_prompts=num_prompts,
+                template=template, thinking=thinking,
+            )  # fmt: skip
+        settings |= {
+            "sampling": asdict(sampling),
+            "prompts": [(prompt.task, prompt.ids) for prompt in prompts],
         }
-        run = open_run(Path(output), settings, force=force)
+    else:
+        given = _checked(responses, subject, skip_bad)
+        settings["responses"] = [(response.task, response.key) for response in given.items]
+
+    run = None if output is None else open_run(Path(output), settings, force=force)
+    if run is not None and run.complete:
+        logger.info("%s is finished already: nothing is computed again", run.path)
+        return Analysis.load(run.path)
+    if prompts:
+        journal = None if run is None else run.completions
+        given = Responses(generate(subject, prompts, sampling, journal, progress=progress))
     analysis = measure(
-        subject, found, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel, seed=seed,
+        subject, given, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel, seed=seed,
         progress=progress,
     )  # fmt: skip
     if run is not None:
-        analysis.save(run.path)
+        write_outputs(analysis, run.path)
         run.close()
     return analysis
 
 
-def subject_of(
-    model: str | Path | PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    **loading: Any,
-) -> Subject:
-    """Whatever a user calls a model, understood and verified."""
-    from entropylens.sources import hf
-
-    if isinstance(model, str | Path):
-        return hf.load(model, **loading)
-    return hf.wrap(model, tokenizer)
-
-
-def measure(
+def _checked(
+    responses: str | Path | Iterable[Response | Mapping[str, Any]],
     subject: Subject,
-    responses: Responses,
-    run: RunDirectory | None = None,
-    *,
-    reading: str = "raw",
-    batch_tokens: int = BATCH_TOKENS,
-    kernel: str = "auto",
-    seed: int = 0,
-    progress: bool = True,
-) -> Analysis:
-    """Measure checked responses; what `run` holds already is not computed again.
-
-    Raises:
-        SettingError, NonFiniteStatesError, AllocationError: what their names say.
-    """
-    if reading not in (*READINGS, "both"):
-        raise SettingError(f"no reading {reading!r}", "choose raw, normed or both")
-    if batch_tokens < 1:
-        raise SettingError(f"batch_tokens is {batch_tokens}", "give at least 1")
-    items = responses.items
-    done = run.finished() if run is not None else None
-    finished = set() if done is None else set(done["response_id"])
-    total = sum(response.num_tokens for response in items)
-    unembedding = subject.anatomy.unembedding
-    sites = 4 * subject.anatomy.num_layers + 2
-    body = select_body(
-        kernel, subject.anatomy.device, float(total) * sites * unembedding.vocab_size
+    skip_bad: bool,
+) -> Responses:
+    if isinstance(responses, str | Path):
+        return read_responses(responses, subject.tokenizer, subject.limits, skip_bad=skip_bad)
+    return parse_responses(
+        enumerate(responses, start=1), subject.tokenizer, subject.limits, skip_bad=skip_bad
     )
-    logger.info(
-        "%d responses, %d tokens; %s kernel; about %.0f MB above the model",
-        *(len(items), total, body.name),
-        estimate(subject.anatomy, min(batch_tokens, total)) / 1e6,
-    )
-    frames = [] if done is None else [done]
-    bar = tqdm(
-        total=total,
-        initial=sum(items[index].num_tokens for index in finished),
-        desc="measuring",
-        unit="tok",
-        disable=not progress,
-    )
-    with bar, allocations_explained(batch_tokens), evaluating(subject.model):
-        meter = _Meter(subject, items, reading, body, seed)
-        for whole_group in plan(items, batch_tokens):
-            group = [index for index in whole_group if index not in finished]
-            if not group:
-                continue
-            rows = meter.measure(group, batch_tokens, bar)
-            frames.append(rows)
-            if run is not None:
-                run.add(rows)
-    table = pd.concat(frames, ignore_index=True)
-    table = table.sort_values(["response_id", "layer"], ignore_index=True)
-    return Analysis(
-        model=subject.name,
-        revision=subject.revision,
-        num_layers=subject.anatomy.num_layers,
-        vocab_size=unembedding.vocab_size,
-        dtype=subject.dtype,
-        reading=reading,
-        kernel=body.name,
-        mixers=("attention",) * subject.anatomy.num_layers,
-        responses=table,
-        skipped=responses.skipped,
-        seed=seed,
-        versions=_versions(),
-    )
-
-
-class _Meter:
-    """Measures groups of responses, keeping only sums."""
-
-    def __init__(
-        self, subject: Subject, items: Sequence[Response], reading: str, body: Body, seed: int
-    ) -> None:
-        self.anatomy = subject.anatomy
-        self.items = items
-        self.reading = reading
-        self.body = body
-        self.names = quantities_of(reading)
-        self.control: NormControl | None = None
-        self.seed = seed
-
-    def measure(self, group: Sequence[int], batch_tokens: int, bar: tqdm[Any]) -> pd.DataFrame:
-        """Rows of responses.parquet for the responses of one group."""
-        row = {index: place for place, index in enumerate(group)}
-        layers = self.anatomy.num_layers
-        sums = torch.zeros(len(group), layers, len(self.names), dtype=torch.float64)
-        policy = torch.zeros(len(group), 2, dtype=torch.float64)
-        for piece in pieces(self.anatomy, self.items, group, batch_tokens):
-            owner = torch.tensor([row[int(index)] for index in piece.owner])
-            quantities, head = self._read(piece)
-            stacked = torch.stack([quantities[name] for name in self.names], dim=-1)
-            sums.index_add_(0, owner, stacked.double().cpu().transpose(0, 1))
-            policy.index_add_(0, owner, head.double().cpu())
-            bar.update(len(piece.tokens))
-        tokens = np.array([self.items[index].num_tokens for index in group])
-        return self._rows(group, tokens, sums.numpy(), policy.numpy())
-
-    def _read(self, piece: Piece) -> tuple[dict[str, Tensor], Tensor]:
-        """Every quantity [layers, positions], and pi_theta's entropy and NLL [positions, 2]."""
-        states, unembedding = piece.states, self.anatomy.unembedding
-        tokens = piece.tokens.to(states.final.device)
-        found = geometry(states)
-        self._check_finite(found, piece)
-        head = policy_head(states.final, unembedding, tokens, self.body)
-        if self.reading != "normed":
-            found |= raw_reading(states, unembedding, head, tokens, self.body)
-            if self.control is None:
-                self.control = NormControl(unembedding, self.body, self.seed)
-            found |= self.control.deltas(found)
-        if self.reading != "raw":
-            norm = self.anatomy.final_norm
-            found |= normed_reading(states, norm, unembedding, head, tokens, self.body)
-        found = {name: values.to(found["rms_layer"].device) for name, values in found.items()}
-        return found, torch.stack([head.entropy, head.nll], dim=-1)
-
-    def _check_finite(self, found: Mapping[str, Tensor], piece: Piece) -> None:
-        for name in ("rms_attn_in", "rms_attn", "rms_ffn_in", "rms_ffn", "rms_layer"):
-            bad = ~torch.isfinite(found[name])
-            if bool(bad.any()):
-                place, position = (int(index) for index in bad.nonzero()[0])
-                raise NonFiniteStatesError(
-                    f"the states of layer {place + 1} are NaN or infinite in response "
-                    f"{int(piece.owner[position]) + 1} ({name.removeprefix('rms_')})",
-                    "check the weights, or load the model with --dtype float32",
-                )
-
-    def _rows(
-        self,
-        group: Sequence[int],
-        tokens: np.ndarray[Any, Any],
-        sums: np.ndarray[Any, Any],
-        policy: np.ndarray[Any, Any],
-    ) -> pd.DataFrame:
-        layers = self.anatomy.num_layers
-        chosen = [self.items[index] for index in group]
-        keys = {
-            "response_id": list(group),
-            "prompt_id": [response.prompt_key for response in chosen],
-            "task": [response.task for response in chosen],
-            "num_tokens": tokens,
-            "truncated": [response.truncated for response in chosen],
-            "policy_entropy": policy[:, 0] / tokens,
-            "policy_nll": policy[:, 1] / tokens,
-        }
-        rows = pd.DataFrame({name: np.repeat(values, layers) for name, values in keys.items()})
-        rows.insert(3, "layer", np.tile(np.arange(1, layers + 1), len(group)))
-        means = (sums / tokens[:, None, None]).reshape(-1, len(self.names))
-        return pd.concat([rows, pd.DataFrame(means, columns=list(self.names))], axis=1)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        name: importlib.metadata.version(name)
-        for name in ("entropylens", "torch", "transformers", "numpy", "pandas")
-    }

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from entropylens.errors import NotADecoderError, UnknownArchitectureError
-from entropylens.policy import IDENTITY, OutputTransform, Unembedding
+from entropylens.policy import Unembedding
+from entropylens.transform import IDENTITY, OutputTransform
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -154,7 +155,7 @@ def _unknown(model: PreTrainedModel, cause: str) -> UnknownArchitectureError:
     )
 
 
-def _module_tree(module: nn.Module, depth: int = 4, indent: int = 1) -> str:
+def _module_tree(module: nn.Module, depth: int = 6, indent: int = 1) -> str:
     """The module tree, of a list of layers only the first."""
     lines: list[str] = []
     children = list(module.named_children())

@@ -73,9 +73,8 @@ def pieces(
 ) -> Iterator[Piece]:
     """Run one group of `plan` through the model, and hand out its states."""
     first = responses[group[0]]
-    if len(group) == 1 and first.num_tokens > batch_tokens:
-        yield from _walk(anatomy, first, group[0], batch_tokens)
-    elif len(group) == 1 and first.length > FORWARD_FACTOR * batch_tokens:
+    too_long = first.length > FORWARD_FACTOR * batch_tokens or first.num_tokens > batch_tokens
+    if len(group) == 1 and too_long:
         yield from _walk(anatomy, first, group[0], batch_tokens)
     else:
         yield _together(anatomy, responses, group)
@@ -108,7 +107,7 @@ def _walk(anatomy: Anatomy, response: Response, index: int, batch_tokens: int) -
     cache = None
     for start in range(0, response.length, batch_tokens):
         stop = min(start + batch_tokens, response.length)
-        positions = torch.arange(max(start, first_read), stop)
+        positions = torch.arange(min(max(start, first_read), stop), stop)
         states, output = capture(
             anatomy,
             positions - start,

@@ -40,16 +40,17 @@ class NormControl:
         dtype = compute_dtype(unembedding.weight)
         device = unembedding.weight.device
         generator = torch.Generator().manual_seed(seed)
-        directions = torch.randn(DIRECTIONS, unembedding.d_model, generator=generator, dtype=dtype)
-        directions = (directions / directions.norm(dim=-1, keepdim=True)).to(device)
+        directions = torch.randn(
+            DIRECTIONS, unembedding.d_model, generator=generator, dtype=torch.float64
+        )
+        directions = (directions / directions.norm(dim=-1, keepdim=True)).to(device, dtype)
         spread = float(unembedding.weight.float().square().mean().sqrt())
         norms = SPREADS / max(spread, torch.finfo(torch.float32).tiny)
         statistics = Accumulator(len(norms), DIRECTIONS, device)
         for tile in unembedding.tiles(dtype):
             linear = directions @ tile.weight.T
             parts = [
-                body(linear * float(norm), tile.bias, unembedding.transform, None)
-                for norm in norms
+                body(linear * float(norm), tile.bias, unembedding.transform, None) for norm in norms
             ]
             statistics.add(
                 torch.stack([part.maximum for part in parts]),

@@ -84,8 +84,8 @@ def generate(
     """
     jobs = [(p, s) for p in range(len(prompts)) for s in range(sampling.num_samples)]
     answers = _finished(journal) if journal is not None else {}
-    total = len(jobs) * sampling.max_new_tokens
-    bar = tqdm(total=total, desc="answering", unit="tok", disable=not progress)
+    bound = len(jobs) * sampling.max_new_tokens
+    bar = tqdm(total=bound, desc="answering", unit="tok", disable=not progress)
     with bar, evaluating(subject.model), _own_generation_config(subject.model, sampling) as ends:
         for batch in _batches(prompts, jobs, sampling):
             if any(job not in answers for job in batch):
@@ -96,7 +96,8 @@ def generate(
                     _append(journal, subject, prompts, new, sampling, ends)
                 answers |= fresh
             # Answers that ended early make the work smaller than the bound.
-            bar.total -= sum(sampling.max_new_tokens - len(answers[job]) for job in batch)
+            bound -= sum(sampling.max_new_tokens - len(answers[job]) for job in batch)
+            bar.total = bound
             bar.refresh()
     return tuple(
         Response(
@@ -159,9 +160,7 @@ def _answer(
     return [_until_end(row, ends) for row in output[:, width:].tolist()]
 
 
-def _draws(
-    prompt_ids: Sequence[int], sample: int, seed: int, count: int
-) -> np.ndarray[Any, Any]:
+def _draws(prompt_ids: Sequence[int], sample: int, seed: int, count: int) -> np.ndarray[Any, Any]:
     """One number in [0, 1) a position, the same wherever the prompt stands in its dataset."""
     return np.random.default_rng([seed, sample, *prompt_ids]).random(count)
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from entropylens.transform import IDENTITY, OutputTransform
 
 __all__ = [
     "EAGER",
     "VOCAB_TILE",
     "Accumulator",
     "Body",
-    "OutputTransform",
     "TileStatistics",
     "Unembedding",
     "entropy",
@@ -34,32 +35,6 @@ VOCAB_TILE = 2048
 #: Shifted logits below this count as this: exp(-80) is 2e-35, far under any rounding here, and
 #: stays a normal float32; denormal results make exp ten times slower on a CPU.
 SHIFT_FLOOR = -80.0
-
-
-@dataclass(frozen=True)
-class OutputTransform:
-    """What a model does to lm_head's output: cap * tanh(scale * logits / cap).
-
-    Args:
-        scale: factor on the logits (Cohere, Granite).
-        softcap: bound of the tanh soft cap (Gemma 2), or None.
-    """
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def __call__(
-        self, logits: Float[Tensor, "*positions vocab"]
-    ) -> Float[Tensor, "*positions vocab"]:
-        """Apply scale, then soft cap."""
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
-
-
-IDENTITY = OutputTransform()
 
 
 class Tile(NamedTuple):
@@ -123,6 +98,7 @@ class TileStatistics(NamedTuple):
     dot: Float[Tensor, " positions"] | None
 
 
+@runtime_checkable
 class Body(Protocol):
     """One implementation of the pass over a tile of logits. It leaves its arguments alone.
 

@@ -103,7 +103,7 @@ def load_prompts(
     column = next((name for name in _PROBLEM_COLUMNS if name in frame.columns), None)
     if column is None or frame.empty:
         raise DatasetError(
-            f"dataset {name_or_path!r} has no column {', '.join(_PROBLEM_COLUMNS)} with a row in it "
+            f"dataset {name_or_path!r} has no row with a {', '.join(_PROBLEM_COLUMNS)} column "
             f"(its columns: {', '.join(map(str, frame.columns))})",
             "rename the column that holds the problems",
         )
@@ -119,8 +119,8 @@ def load_prompts(
             ) from error
         if not ids or (limits.context is not None and len(ids) >= limits.context):
             raise DatasetError(
-                f"dataset {name_or_path!r}, row {number}: the prompt takes {len(ids)} tokens of the "
-                f"model's context of {limits.context}",
+                f"dataset {name_or_path!r}, row {number}: the prompt takes {len(ids)} tokens, "
+                f"the model's context has {limits.context}",
                 "leave it out, or use a model with a longer context",
             )
         prompts.append(Prompt(ids, task, _answer(record)))
@@ -172,7 +172,7 @@ def _encode(
     return encode_prompt(messages, tokenizer, **options)
 
 
-def _answer(record: Mapping[str, Any]) -> str | None:
+def _answer(record: Mapping[Any, Any]) -> str | None:
     for column in _ANSWER_COLUMNS:
         if column in record:
             return str(record[column])

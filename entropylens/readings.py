@@ -6,7 +6,7 @@ before it (the logit lens). RMS and cosines belong to neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,6 +78,7 @@ def raw_reading(
     head: PolicyHead,
     tokens: Int[Tensor, " positions"],
     body: Body,
+    on_tile: Callable[[], None] = lambda: None,
 ) -> Quantities:
     """Entropies and their changes without the final norm (Eq. 6-8, 12-14), and pi_l's fit.
 
@@ -94,7 +95,9 @@ def raw_reading(
         )
         for place in range(states.num_layers)
     ]
-    read = read_policies(states.embedding, sites, states.final, unembedding, head, tokens, body)
+    read = read_policies(
+        states.embedding, sites, states.final, unembedding, head, tokens, body, on_tile
+    )
     attn_in, ffn_in = read.plain
     attn, ffn = read.added
     return {
@@ -117,6 +120,7 @@ def normed_reading(
     head: PolicyHead,
     tokens: Int[Tensor, " positions"],
     body: Body,
+    on_tile: Callable[[], None] = lambda: None,
 ) -> Quantities:
     """The same behind the final norm N, against the un-normed stream each module reads.
 
@@ -132,7 +136,7 @@ def normed_reading(
             for place in range(states.num_layers)
         ]
         start = final_norm(states.embedding)
-    read = read_policies(start, sites, states.final, unembedding, head, tokens, body)
+    read = read_policies(start, sites, states.final, unembedding, head, tokens, body, on_tile)
     (mid,) = read.plain
     attn, ffn = read.added
     stream_in, stream_out = read.stream[:-1], read.stream[1:]
@@ -185,6 +189,7 @@ def read_policies(
     head: PolicyHead,
     tokens: Int[Tensor, " positions"],
     body: Body,
+    on_tile: Callable[[], None] = lambda: None,
 ) -> PolicyReadings:
     """Walk the vocabulary once for all sites of all layers.
 
@@ -196,6 +201,7 @@ def read_policies(
         head: pi_theta's statistics from `policy_head`.
         tokens: the produced token at each position.
         body: which implementation reduces a tile.
+        on_tile: called after each tile of the vocabulary, for a progress bar.
     """
     dtype, device, positions = compute_dtype(start), start.device, len(start)
     transform = unembedding.transform
@@ -229,6 +235,7 @@ def read_policies(
             chosen[index] = pick(running, tokens, tile, chosen[index])
             at_top[index] = pick(running, head.top, tile, at_top[index])
             part = body(running, tile.bias, transform, probs)
+            assert part.dot is not None  # probs were given
             dot[index] += part.dot
             stream_parts.append(part)
         for accumulator, parts in ((modules, module_parts), (stream, stream_parts)):
@@ -237,6 +244,7 @@ def read_policies(
                 torch.stack([part.total for part in parts]),
                 torch.stack([part.weighted for part in parts]),
             )
+        on_tile()
 
     if unembedding.bias is not None:
         chosen += unembedding.bias[tokens].to(dtype)

@@ -25,13 +25,15 @@ Array = NDArray[Any]
 
 RESAMPLES = 400
 #: Resamples of each step of the search for how many prompts would do.
-SEARCH_RESAMPLES = 100
+SEARCH_RESAMPLES = 30
 #: From here on a recommendation counts as settled.
 SETTLED = 0.9
 #: Alternatives with a smaller share are not named.
 SMALLEST_SHARE = 0.05
 #: So many negative layers in a row are no noise around zero (1 in 128).
 LONG_RUN = 7
+#: A typical layer's error over its change, from which on a profile is more than noise.
+CLEAR_NOISE = 0.25
 
 
 @dataclass(frozen=True)
@@ -341,7 +343,9 @@ def _prompts_needed(
         shares = _layer_shares(cut_weights(draws, profile.errors() / np.sqrt(factor)).mean(0))
         if max(shares.values()) >= SETTLED:
             return max(RELIABLE_PROMPTS, int(prompts * factor))
-    return None
+    # Still open: because the profile seen is mostly noise, or because it is gradual in itself.
+    noise = float(np.median(profile.errors()) / max(np.median(np.abs(profile.means)), 1e-12))
+    return math.ceil(prompts * (noise / CLEAR_NOISE) ** 2) if noise > CLEAR_NOISE else None
 
 
 def _opening(layer: int | None, stages: Stages, profile: Profile) -> str:
@@ -397,7 +401,9 @@ def _doubts(
                 f"{'none' if other.layer is None else f'layer {other.layer}'} {other.share:.0%}"
                 for other in alternatives
             )
-            said.append(f"The data do not settle it: {stability:.0%} of resamples agree ({others}).")
+            said.append(
+                f"The data do not settle it: {stability:.0%} of resamples agree ({others})."
+            )
         if prompts < RELIABLE_PROMPTS:
             said.append(
                 f"Too few prompts: {prompts}, unreliable under {RELIABLE_PROMPTS}; "
@@ -429,7 +435,7 @@ def _control_sentence(profile: Profile, layer: int | None) -> list[str]:
     shares = _layer_shares(weights)
     by_excess = max(shares, key=lambda answer: shares[answer])
     named = "no layer" if by_excess is None else f"layer {by_excess}"
-    pure = alike > 0.95 and same_sign >= 0.95 * profile.num_layers
+    pure = alike > 0.95 and left < 0.25
     return [
         ("This profile is a norm effect: r" if pure else "R")
         + f"andom vectors of the same norms give correlation {alike:.2f} with it and the same sign "

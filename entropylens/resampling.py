@@ -73,7 +73,9 @@ class Spread:
     times: Array
     means: Array
 
-    def studentised(self, level: float = 0.95, *, simultaneous: bool = False) -> tuple[Array, Array]:
+    def studentised(
+        self, level: float = 0.95, *, simultaneous: bool = False
+    ) -> tuple[Array, Array]:
         """Bootstrap-t interval of each mean; NaN with a single prompt.
 
         Args:

@@ -145,9 +145,7 @@ class Analysis:
         frame.insert(0, "layer", range(1, self.num_layers + 1))
         frame.insert(1, "mixer", list(self.mixers))
         deltas = [_prefix(reading) + name for reading in self.readings for name in _DELTAS]
-        low, high = (
-            prompt_sums(self.responses, deltas).draw(RESAMPLES, self.seed).studentised()
-        )
+        low, high = prompt_sums(self.responses, deltas).draw(RESAMPLES, self.seed).studentised()
         for place, name in enumerate(deltas):
             frame[f"{name}_low"], frame[f"{name}_high"] = low[:, place], high[:, place]
         return frame
@@ -319,7 +317,8 @@ class Analysis:
             responses = pd.read_parquet(path / "responses.parquet")
         except FileNotFoundError as error:
             raise AnalysisFilesError(
-                f"{str(path)!r} holds no finished analysis ({Path(error.filename).name} is missing)",
+                f"{str(path)!r} holds no finished analysis "
+                f"({Path(error.filename).name} is missing)",
                 "name a directory that `entropylens analyze -o` wrote",
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -63,14 +63,16 @@ class RunDirectory:
         """Where generated responses are kept."""
         return self.path / "completions.jsonl"
 
+    @property
+    def complete(self) -> bool:
+        """Whether the run is through: analysis.json is written last."""
+        return (self.path / "analysis.json").is_file()
+
     def finished(self) -> pd.DataFrame | None:
-        """All rows of responses.parquet's shape that are finished, or None.
+        """The rows measured so far, in responses.parquet's shape, or None.
 
         A part that cannot be read is dropped, and its responses are measured again.
         """
-        whole = self.path / "responses.parquet"
-        if whole.is_file() and (self.path / "analysis.json").is_file():
-            return pd.read_parquet(whole)
         frames = []
         for part in sorted((self.path / PARTS).glob("*.parquet")):
             try:

@@ -1,12 +1,12 @@
 """Exploration | integration | convergence, learnt from a profile of entropy changes (Sec. 3.2).
 
 A profile delta_1..delta_L is cut at b1 <= b2. Layers up to b1 explore: their changes are
-positive, of log-normal size. Layers b1+1..b2 integrate: both signs, normal around zero. The rest converge:
-negative, of log-normal size. Each layer may be an exception of any sign and size. The sizes and
-the width of "about zero" are not set but integrated out over flat priors, with the one
-expectation that typical sizes are at least twice that width; so every cut has a weight: its posterior
-probability. A layer's own error (sampling or dtype, whichever is larger) widens what each stage
-allows it.
+positive, of log-normal size. Layers b1+1..b2 integrate: both signs, normal around zero. The rest
+converge: negative, of log-normal size. Each layer may be an exception of any sign and size. The
+sizes and the width of "about zero" are not set but integrated out over flat priors, with the one
+expectation that typical sizes are at least twice that width; so every cut has a weight: its
+posterior probability. A layer's own error (sampling or dtype, whichever is larger) widens what
+each stage allows it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ UNCLEAR = 0.1
 FAIR_COINS = 0.005
 #: A size is not modelled more finely than this share of it.
 SIZE_GRAIN = 0.06
-_SIZES = np.geomspace(1e-4, 1e2, 240)
+_SIZES = np.geomspace(1e-4, 1e2, 180)
 _MEDIANS = np.geomspace(1e-3, 3e1, 22)
 _SPREADS = np.array([0.15, 0.3, 0.6, 0.9])
-_WIDTHS = np.geomspace(1e-4, 1e1, 24)
+_WIDTHS = np.geomspace(1e-4, 1e1, 16)
 
 
 def _priors() -> tuple[Array, Array, Array]:
@@ -114,6 +114,7 @@ def cut_weights(profiles: Array, errors: Array) -> Array:
         [resamples, L + 1, L + 1]: weight of (b1, b2), 0 where b1 > b2; each resample sums to 1.
     """
     profiles = np.atleast_2d(profiles)
+    layers = profiles.shape[1]
     error = np.broadcast_to(errors, profiles.shape)
     variance = error**2 + (SIZE_GRAIN * profiles) ** 2 + (0.5 * _SIZES[0]) ** 2
     positive = _normal(profiles[..., None], _SIZES, variance[..., None])
@@ -134,15 +135,17 @@ def cut_weights(profiles: Array, errors: Array) -> Array:
     weight += _given_width(explores, _EXPLORES_GIVEN_WIDTH)[:, :, None]
     weight += _given_width(converges, _CONVERGES_GIVEN_WIDTH)[:, None, :]
     weight = logsumexp(weight, axis=-1)
+    # As likely as not there is no integration; where there is, it may be anywhere.
+    weight[:, np.eye(layers + 1, dtype=bool)] += np.log(max(layers, 2) / 2)
     weight[~_both_signs(profiles)] = -np.inf
-    weight[~_one_signed(profiles)] = -np.inf
-    weight.swapaxes(1, 2)[~_one_signed(-profiles[:, ::-1])[:, ::-1]] = -np.inf
+    weight[~_one_signed(profiles + error)] = -np.inf
+    weight.swapaxes(1, 2)[~_one_signed((error - profiles)[:, ::-1])[:, ::-1]] = -np.inf
     weight -= logsumexp(weight, axis=(1, 2), keepdims=True)
     return np.exp(weight)
 
 
 def _one_signed(profiles: Array) -> Array:
-    """[resamples, L + 1]: may the first k layers be a stage of positive sign?"""
+    """[resamples, L + 1]: may the first k layers, errors granted, be a stage of positive sign?"""
     above = profiles > 0
     count = np.arange(1, profiles.shape[1] + 1)
     # It ends with a layer of its sign and holds few of the other.
@@ -155,7 +158,7 @@ def _both_signs(profiles: Array) -> Array:
     cuts = np.arange(profiles.shape[1] + 1)
     length = cuts[None, :] - cuts[:, None]
     above = np.cumsum(np.pad(profiles > 0, ((0, 0), (1, 0))), axis=1)
-    positive = above[:, None, :] - above[:, :, None]
+    positive: Array = above[:, None, :] - above[:, :, None]
     least = np.maximum(binom.ppf(FAIR_COINS, np.clip(length, 0, None), 0.5), length >= 3)
     return (length >= 0) & (np.minimum(positive, length - positive) >= least)
 
@@ -167,7 +170,7 @@ def _given_width(log_likelihood: Array, prior: Array) -> Array:
     return np.log(mean + 1e-300) + top
 
 
-def _normal(value: Array, mean: Array, variance: Array) -> Array:
+def _normal(value: Array, mean: Array | float, variance: Array) -> Array:
     return np.exp(-0.5 * (value - mean) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
 
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropylens.policy import EAGER, SHIFT_FLOOR, Body, OutputTransform, TileStatistics
+from entropylens.policy import EAGER, SHIFT_FLOOR, Body, TileStatistics
+from entropylens.transform import IDENTITY, OutputTransform
 
 __all__ = ["select_body"]
 
@@ -55,7 +56,7 @@ def _compiled(device_type: str) -> tuple[Body | None, str]:
     trial = torch.zeros(3, 5, device=device_type)
     body = CompiledBody()
     try:
-        body(trial, None, OutputTransform(), None)
+        body(trial, None, IDENTITY, None)
     except Exception as error:  # the compiler's failures share no base class
         return None, (str(error).strip().splitlines() or [type(error).__name__])[0]
     return body, ""

@@ -29,11 +29,15 @@ def flow(analyses: Sequence[Analysis]) -> Figure:
             layer = frame["layer"].to_numpy(float)
             stream = frame[f"{prefix}entropy_layer"].to_numpy()
             first = stream[0] - frame[f"{prefix}delta_layer"].to_numpy()[0]
-            attn, ffn = (frame[f"{prefix}entropy_{module}"].to_numpy() for module in ("attn", "ffn"))
+            attn, ffn = (
+                frame[f"{prefix}entropy_{module}"].to_numpy() for module in ("attn", "ffn")
+            )
             depth = np.stack([layer - 2 / 3, layer - 1 / 3, layer], axis=1).ravel()
             path = np.stack([attn, ffn, stream], axis=1).ravel()
             axes.plot([0, *depth], [first, *path], color="0.8", lw=0.8, zorder=1)
-            axes.plot([0, *layer], [first, *stream], "o-", color=STREAM, ms=3, label="$H^l$ (layer)")
+            axes.plot(
+                [0, *layer], [first, *stream], "o-", color=STREAM, ms=3, label="$H^l$ (layer)"
+            )
             axes.plot(layer - 2 / 3, attn, "^", color=ATTN, ms=4, label="$A^l$ (attention)")
             axes.plot(layer - 1 / 3, ffn, "s", color=FFN, ms=3.5, label="$F^l$ (FFN)")
             axes.plot(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -26,7 +26,7 @@ STREAM, ATTN, FFN = _COLORS[7], _COLORS[0], _COLORS[3]
 CONTROL = "0.6"
 _STAGE_SHADES = {"exploration": "#fdf0d9", "integration": "#f1f1f1", "convergence": "#dfeaf4"}
 
-_SETTINGS = {
+_SETTINGS: Any = {
     **sns.axes_style("ticks"),
     **sns.plotting_context("paper"),
     "pdf.fonttype": 42,

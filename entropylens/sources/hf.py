@@ -37,6 +37,7 @@ def load(
     device: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    name: str | None = None,
 ) -> Subject:
     """Load a model for reading, and verify that its states add up.
 
@@ -46,11 +47,29 @@ def load(
         device: auto (cuda, else mps, else cpu) or a torch device.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: let the repository's own Python code run.
+        name: what to call it; by default `model`.
 
     Raises:
         ModelNotFoundError, ModelAccessError, WeightsError, NotADecoderError,
         UnknownArchitectureError, DecompositionError, SettingError: what their names say.
     """
+    loaded, tokenizer = load_unverified(
+        model, dtype=dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+    )
+    local = Path(model).expanduser().exists()
+    commit = None if local else getattr(loaded.config, "_commit_hash", None)
+    return wrap(loaded, tokenizer, name=name or str(model), revision=commit)
+
+
+def load_unverified(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a decoder and its tokenizer, without looking into it yet; arguments as for `load`."""
     path = _local_path(str(model))
     place = pick_device(device)
     torch_dtype = pick_dtype(dtype, place)
@@ -73,9 +92,7 @@ def load(
     _check_decoder(config, str(model), trust_remote_code)
     with _explained(str(model)):
         loaded = _load_model(source, torch_dtype, options).to(place)
-    tokenizer = _load_tokenizer(source, path, options)
-    commit = getattr(loaded.config, "_commit_hash", None)
-    return wrap(loaded, tokenizer, name=str(model), revision=commit if path is None else None)
+    return loaded, _load_tokenizer(source, path, options)
 
 
 def wrap(
@@ -206,9 +223,7 @@ def _check_decoder(config: PretrainedConfig, name: str, trust_remote_code: bool)
         )
 
 
-def _load_model(
-    source: str, dtype: torch.dtype | str, options: dict[str, Any]
-) -> PreTrainedModel:
+def _load_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(

@@ -1,0 +1,261 @@
+"""The command line: parses, calls, prints. Heavy packages are imported by the commands alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from entropylens.results import Analysis
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="How a language model's uncertainty moves through its layers, and which to train first.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+class Reading(StrEnum):
+    """Which readings to measure."""
+
+    raw = "raw"
+    normed = "normed"
+    both = "both"
+
+
+class Rule(StrEnum):
+    """How the layer is chosen."""
+
+    stages = "stages"
+    paper = "paper"
+
+
+class Thinking(StrEnum):
+    """Whether a thinking model thinks."""
+
+    on = "on"
+    off = "off"
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def analyze(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Hub id, directory or GGUF file; without it, the bundled model."),
+    ] = None,
+    responses: Annotated[
+        Path | None, typer.Option(help="JSONL file of prompts and responses, ids or text.")
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Let the model answer this file, or `bundled`; may be repeated."),
+    ] = None,
+    num_prompts: Annotated[int | None, typer.Option(help="Prompts of each dataset.")] = None,
+    samples: Annotated[int, typer.Option(help="Answers a prompt.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens an answer at most.")] = 256,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 1.0,
+    template: Annotated[
+        str | None,
+        typer.Option(help="chat | qwen-math | qwen3-nothinking | octothinker | plain."),
+    ] = None,
+    thinking: Annotated[Thinking | None, typer.Option(help="For models that can think.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Default: runs/<model>-<n>.")
+    ] = None,
+    reading: Annotated[Reading, typer.Option(help="raw is what training uses.")] = Reading.raw,
+    dtype: Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")] = "auto",
+    batch_tokens: Annotated[
+        int, typer.Option(help="Response positions held in memory at a time.")
+    ] = 512,
+    seed: Annotated[int, typer.Option(help="Of sampling, control and resamples.")] = 0,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model repository's code.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad responses out and count them.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace another run in the output directory.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure every layer's and module's policy, and say which layer to train first.
+
+    The same command resumes what was interrupted.
+    """
+    with _reported(debug):
+        from entropylens.analysis import analyze as run
+        from entropylens.demo import MODEL_NAME
+        from entropylens.generation import Sampling
+        from entropylens.rundir import new_directory
+
+        directory = output or new_directory(model or MODEL_NAME)
+        _prepare_process()
+        analysis = run(
+            model,
+            responses,
+            datasets=dataset or (),
+            num_prompts=num_prompts,
+            sampling=Sampling(samples, max_new_tokens, temperature, seed),
+            template=template,
+            thinking=None if thinking is None else thinking is Thinking.on,
+            output=directory,
+            reading=reading.value,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            batch_tokens=batch_tokens,
+            skip_bad=skip_bad,
+            seed=seed,
+            force=force,
+        )
+        _print_analysis(analysis, as_json)
+        if not as_json:
+            typer.echo(f"\nWritten to {directory}; open {directory / 'report.html'}")
+
+
+@app.command()
+def recommend(
+    target: Annotated[
+        str, typer.Argument(help="A directory that `analyze` wrote, or a model to analyze.")
+    ],
+    rule: Annotated[Rule, typer.Option(help="stages, or the paper's literal rule.")] = Rule.stages,
+    reading: Annotated[
+        str | None, typer.Option(help="raw | normed; default raw where measured.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which layer to train first, how sure that is, and why."""
+    with _reported(debug):
+        from rich.console import Console
+
+        from entropylens.results import Analysis
+        from entropylens.terminal import recommendation_text
+
+        path = Path(target)
+        if (path / "analysis.json").is_file() or (path / "run.json").is_file():
+            analysis = Analysis.load(path)
+        else:
+            from entropylens.analysis import analyze as run
+            from entropylens.rundir import new_directory
+
+            _prepare_process()
+            directory = new_directory(target)
+            analysis = run(target, output=directory)
+            typer.echo(f"analysis written to {directory}", err=True)
+        found = analysis.recommend(rule.value, reading=reading)
+        if as_json:
+            typer.echo(json.dumps(found.to_dict() | {"stages": found.stages.to_dict()}, indent=2))
+        else:
+            Console().print(recommendation_text(found))
+
+
+@app.command()
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(help="Print its anatomy, and verify()'s error of each layer.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the model repository's code.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Show versions, devices, optional parts and the cache; or how a model is understood."""
+    with _reported(debug):
+        if model is None:
+            from entropylens.doctor import environment
+
+            for name, finding in environment():
+                typer.echo(f"{name:18} {finding}")
+            return
+        from entropylens.doctor import examine
+
+        _prepare_process()
+        examined = examine(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        typer.echo(examined.text)
+        examined.verification.raise_if_broken()
+
+
+def main() -> None:
+    """Entry point of the `entropylens` command."""
+    app()
+
+
+@contextlib.contextmanager
+def _reported(debug: bool) -> Iterator[None]:
+    """Errors in one line with exit code 2; a traceback only with --debug."""
+    from entropylens.errors import EntropyLensError
+
+    try:
+        yield
+    except EntropyLensError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the same command with the same -o resumes", err=True)
+        raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        typer.echo(f"error: {line}: run again with --debug and report it", err=True)
+        raise typer.Exit(2) from None
+
+
+def _prepare_process() -> None:
+    """What a library must not do: set threads, and say what goes on."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from entropylens.doctor import usable_cores
+
+    torch.set_num_threads(usable_cores())
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("entropylens")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+
+
+def _print_analysis(analysis: Analysis, as_json: bool) -> None:
+    from rich.console import Console
+
+    from entropylens.terminal import summary
+
+    if as_json:
+        typer.echo(json.dumps(analysis.to_dict(), indent=2))
+    else:
+        Console(soft_wrap=False).print(summary(analysis))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What is here: versions, devices, optional parts, the cache; and how a model is understood."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from entropylens.verification import Verification
+
+__all__ = ["Examined", "environment", "examine", "usable_cores"]
+
+_PACKAGES = ("entropylens", "torch", "transformers", "numpy", "pandas", "matplotlib", "safetensors")
+_OPTIONAL = {
+    "transformer_lens": "TransformerLens bridges (pip install 'entropylens[transformer-lens]')",
+    "nnsight": "nnsight models (pip install 'entropylens[nnsight]')",
+    "verl": "training (pip install 'entropylens[train]')",
+    "vllm": "fast generation (pip install 'entropylens[vllm]')",
+}
+
+
+def environment() -> list[tuple[str, str]]:
+    """Name and finding of everything that a run depends on."""
+    import torch
+
+    from entropylens.demo import MODEL_NAME, cache_directory
+
+    found = [("python", platform.python_version())]
+    found += [(name, importlib.metadata.version(name)) for name in _PACKAGES]
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    found += [
+        ("cuda", ", ".join(cuda) or "no"),
+        ("mps", "yes" if torch.backends.mps.is_available() else "no"),
+        ("cpu cores", str(usable_cores())),
+        ("C++ compiler", shutil.which("g++") or shutil.which("c++") or "no (apt install g++)"),
+    ]
+    for module, purpose in _OPTIONAL.items():
+        there = importlib.util.find_spec(module) is not None
+        found.append((module, "yes" if there else f"no: {purpose}"))
+    cache = cache_directory()
+    found.append(("cache", f"{cache} ({_size(cache)})"))
+    found.append(("bundled model", "ready" if (cache / MODEL_NAME).is_dir() else "not fetched yet"))
+    return found
+
+
+@dataclass(frozen=True)
+class Examined:
+    """How a model is understood.
+
+    Args:
+        text: its anatomy and the errors of each layer, for printing.
+        verification: the same errors, to be raised where they are too large.
+    """
+
+    text: str
+    verification: Verification
+
+
+def examine(model: str, **loading: Any) -> Examined:
+    """Load a model as analyze does, but hand out its verification also where it fails."""
+    from entropylens.anatomy import anatomy_of
+    from entropylens.sources import hf
+    from entropylens.verification import verify
+
+    loaded, _ = hf.load_unverified(model, **loading)
+    anatomy = anatomy_of(loaded)
+    verification = verify(loaded, anatomy)
+    unembedding, family = anatomy.unembedding, anatomy.family
+    head = [
+        f"{model}: {type(loaded).__name__}, {anatomy.num_layers} layers, {anatomy.dtype}",
+        f"family {family.model_type}: {family.decoder}.{family.layers}[l]: {family.attention}, "
+        f"{family.ffn}; final norm {family.decoder}.{family.final_norm}",
+        f"E_u: {unembedding.vocab_size} x {unembedding.d_model}, bias: "
+        f"{'no' if unembedding.bias is None else 'yes'}, scale {unembedding.transform.scale:g}, "
+        f"soft cap {unembedding.transform.softcap or 'none'}",
+        f"verify(): logits {verification.logits_error:.2g} "
+        f"(allowed {verification.logits_bound:.2g})",
+        verification.to_frame().to_string(index=False, float_format=lambda value: f"{value:.2g}"),
+    ]
+    return Examined("\n".join(head), verification)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _size(path: Path) -> str:
+    total = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return f"{total / 1e6:.0f} MB" if path.is_dir() else "empty"

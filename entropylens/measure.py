@@ -1,0 +1,209 @@
+"""measure(): checked responses through a verified model, sums kept response by response."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from entropylens.batching import Piece, pieces, plan
+from entropylens.capture import evaluating
+from entropylens.control import NormControl
+from entropylens.errors import NonFiniteStatesError, SettingError
+from entropylens.kernels.compiled import select_body
+from entropylens.memory import allocations_explained, estimate
+from entropylens.policy import VOCAB_TILE, Body, policy_head
+from entropylens.readings import geometry, normed_reading, raw_reading
+from entropylens.responses import Response, Responses
+from entropylens.results import READINGS, Analysis, quantities_of
+from entropylens.rundir import RunDirectory
+from entropylens.sources.subject import Subject
+
+__all__ = ["BATCH_TOKENS", "measure"]
+
+logger = logging.getLogger(__name__)
+
+#: Response positions whose states are held at a time.
+BATCH_TOKENS = 512
+
+
+def measure(
+    subject: Subject,
+    responses: Responses,
+    run: RunDirectory | None = None,
+    *,
+    reading: str = "raw",
+    batch_tokens: int = BATCH_TOKENS,
+    kernel: str = "auto",
+    seed: int = 0,
+    progress: bool = True,
+) -> Analysis:
+    """Measure checked responses; what `run` holds already is not computed again.
+
+    Raises:
+        SettingError, NonFiniteStatesError, AllocationError: what their names say.
+    """
+    if reading not in (*READINGS, "both"):
+        raise SettingError(f"no reading {reading!r}", "choose raw, normed or both")
+    if batch_tokens < 1:
+        raise SettingError(f"batch_tokens is {batch_tokens}", "give at least 1")
+    items = responses.items
+    done = run.finished() if run is not None else None
+    finished = set() if done is None else set(done["response_id"])
+    total = sum(response.num_tokens for response in items)
+    unembedding = subject.anatomy.unembedding
+    sites = 4 * subject.anatomy.num_layers + 2
+    body = select_body(
+        kernel, subject.anatomy.device, float(total) * sites * unembedding.vocab_size
+    )
+    logger.info(
+        "%d responses, %d tokens; %s kernel; about %.0f MB above the model",
+        *(len(items), total, body.name),
+        estimate(subject.anatomy, min(batch_tokens, total)) / 1e6,
+    )
+    frames = [] if done is None else [done]
+    bar = tqdm(
+        total=total,
+        initial=sum(items[index].num_tokens for index in finished),
+        desc="measuring",
+        unit="tok",
+        disable=not progress,
+    )
+    with bar, allocations_explained(batch_tokens), evaluating(subject.model):
+        meter = _Meter(subject, items, reading, body, seed)
+        for whole_group in plan(items, batch_tokens):
+            group = [index for index in whole_group if index not in finished]
+            if not group:
+                continue
+            rows = meter.measure(group, batch_tokens, bar)
+            frames.append(rows)
+            if run is not None:
+                run.add(rows)
+    table = pd.concat(frames, ignore_index=True)
+    table = table.sort_values(["response_id", "layer"], ignore_index=True)
+    return Analysis(
+        model=subject.name,
+        revision=subject.revision,
+        num_layers=subject.anatomy.num_layers,
+        vocab_size=unembedding.vocab_size,
+        dtype=subject.dtype,
+        reading=reading,
+        kernel=body.name,
+        mixers=("attention",) * subject.anatomy.num_layers,
+        responses=table,
+        skipped=responses.skipped,
+        seed=seed,
+        versions=_versions(),
+    )
+
+
+class _Meter:
+    """Measures groups of responses, keeping only sums."""
+
+    def __init__(
+        self, subject: Subject, items: Sequence[Response], reading: str, body: Body, seed: int
+    ) -> None:
+        self.anatomy = subject.anatomy
+        self.items = items
+        self.reading = reading
+        self.body = body
+        self.names = quantities_of(reading)
+        self.control: NormControl | None = None
+        tiles = math.ceil(self.anatomy.unembedding.vocab_size / VOCAB_TILE)
+        self.ticks = tiles * (2 if reading == "both" else 1)
+        self.seed = seed
+
+    def measure(self, group: Sequence[int], batch_tokens: int, bar: tqdm[Any]) -> pd.DataFrame:
+        """Rows of responses.parquet for the responses of one group."""
+        row = {index: place for place, index in enumerate(group)}
+        layers = self.anatomy.num_layers
+        sums = torch.zeros(len(group), layers, len(self.names), dtype=torch.float64)
+        policy = torch.zeros(len(group), 2, dtype=torch.float64)
+        for piece in pieces(self.anatomy, self.items, group, batch_tokens):
+            owner = torch.tensor([row[int(index)] for index in piece.owner])
+            quantities, head = self._read(piece, _Ticker(bar, len(piece.tokens), self.ticks))
+            stacked = torch.stack([quantities[name] for name in self.names], dim=-1)
+            sums.index_add_(0, owner, stacked.double().cpu().transpose(0, 1))
+            policy.index_add_(0, owner, head.double().cpu())
+        tokens = np.array([self.items[index].num_tokens for index in group])
+        return self._rows(group, tokens, sums.numpy(), policy.numpy())
+
+    def _read(self, piece: Piece, ticker: _Ticker) -> tuple[dict[str, Tensor], Tensor]:
+        """Every quantity [layers, positions], and pi_theta's entropy and NLL [positions, 2]."""
+        states, unembedding = piece.states, self.anatomy.unembedding
+        tokens = piece.tokens.to(states.final.device)
+        found = geometry(states)
+        self._check_finite(found, piece)
+        head = policy_head(states.final, unembedding, tokens, self.body)
+        if self.reading != "normed":
+            found |= raw_reading(states, unembedding, head, tokens, self.body, ticker.tick)
+            if self.control is None:
+                self.control = NormControl(unembedding, self.body, self.seed)
+            found |= self.control.deltas(found)
+        if self.reading != "raw":
+            norm = self.anatomy.final_norm
+            found |= normed_reading(states, norm, unembedding, head, tokens, self.body, ticker.tick)
+        found = {name: values.to(found["rms_layer"].device) for name, values in found.items()}
+        return found, torch.stack([head.entropy, head.nll], dim=-1)
+
+    def _check_finite(self, found: Mapping[str, Tensor], piece: Piece) -> None:
+        for name in ("rms_attn_in", "rms_attn", "rms_ffn_in", "rms_ffn", "rms_layer"):
+            bad = ~torch.isfinite(found[name])
+            if bool(bad.any()):
+                place, position = (int(index) for index in bad.nonzero()[0])
+                raise NonFiniteStatesError(
+                    f"the states of layer {place + 1} are NaN or infinite in response "
+                    f"{int(piece.owner[position]) + 1} ({name.removeprefix('rms_')})",
+                    "check the weights, or load the model with --dtype float32",
+                )
+
+    def _rows(
+        self,
+        group: Sequence[int],
+        tokens: np.ndarray[Any, Any],
+        sums: np.ndarray[Any, Any],
+        policy: np.ndarray[Any, Any],
+    ) -> pd.DataFrame:
+        layers = self.anatomy.num_layers
+        chosen = [self.items[index] for index in group]
+        keys = {
+            "response_id": list(group),
+            "prompt_id": [response.prompt_key for response in chosen],
+            "task": [response.task for response in chosen],
+            "num_tokens": tokens,
+            "truncated": [response.truncated for response in chosen],
+            "policy_entropy": policy[:, 0] / tokens,
+            "policy_nll": policy[:, 1] / tokens,
+        }
+        rows = pd.DataFrame({name: np.repeat(values, layers) for name, values in keys.items()})
+        rows.insert(3, "layer", np.tile(np.arange(1, layers + 1), len(group)))
+        means = (sums / tokens[:, None, None]).reshape(-1, len(self.names))
+        return pd.concat([rows, pd.DataFrame(means, columns=list(self.names))], axis=1)
+
+
+class _Ticker:
+    """Moves a bar of tokens on in equal steps, tile by tile."""
+
+    def __init__(self, bar: tqdm[Any], tokens: int, ticks: int) -> None:
+        self.bar, self.tokens, self.ticks = bar, tokens, ticks
+        self.ticked = 0
+
+    def tick(self) -> None:
+        before = self.tokens * self.ticked // self.ticks
+        self.ticked += 1
+        self.bar.update(self.tokens * self.ticked // self.ticks - before)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        name: importlib.metadata.version(name)
+        for name in ("entropylens", "torch", "transformers", "numpy", "pandas")
+    }

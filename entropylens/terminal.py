@@ -1,0 +1,97 @@
+"""What the command line prints: the table of layers and the recommendation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from entropylens.recommend import Recommendation
+    from entropylens.results import Analysis
+
+__all__ = ["layer_table", "recommendation_text", "summary"]
+
+_LEVELS = " ▁▂▃▄▅▆▇█"
+_HALF = 2
+_STAGE_STYLES = {"exploration": "yellow", "integration": "dim", "convergence": "blue"}
+
+
+def summary(analysis: Analysis) -> RenderableType:
+    """The table and every reading's recommendation."""
+    skipped = f" ({analysis.skipped} bad ones skipped)" if analysis.skipped else ""
+    facts = (
+        f"{analysis.model}: {analysis.num_responses} responses{skipped}, "
+        f"{analysis.num_tokens} tokens\npi_theta: entropy {analysis.policy_entropy:.3f} nats, "
+        f"NLL {analysis.policy_nll:.3f} nats, perplexity {analysis.policy_perplexity:.2f}\n"
+    )
+    parts: list[RenderableType] = [Text(facts), layer_table(analysis)]
+    parts += [recommendation_text(found) for found in analysis.recommendations.values()]
+    if analysis.by_task:
+        named = ", ".join(f"{task}: {_layer(found)}" for task, found in analysis.by_task.items())
+        parts.append(Text(f"Tasks agree: {'yes' if analysis.tasks_agree else 'no'} ({named})"))
+    return Group(*parts)
+
+
+def layer_table(analysis: Analysis) -> Table:
+    """Layer, the three entropies and the three changes as numbers and small bars, stage."""
+    prefix = "" if "raw" in analysis.readings else "normed_"
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layer", justify="right")
+    for name in ("H(H)", "H(A)", "H(F)", "dH layer", "dH attn", "dH FFN"):
+        table.add_column(name, justify="left", no_wrap=True)
+    table.add_column("stage")
+    frame = analysis.layers
+    entropies = [f"{prefix}entropy_{site}" for site in ("layer", "attn", "ffn")]
+    deltas = [f"{prefix}delta_{site}" for site in ("layer", "attn", "ffn")]
+    highest = float(frame[entropies].to_numpy().max())
+    largest = {name: float(frame[name].abs().max()) for name in deltas}
+    for row in frame.to_dict("records"):
+        stage = analysis.stages.of(row["layer"])
+        table.add_row(
+            str(row["layer"]),
+            *(f"{row[name]:5.2f} {_level(row[name], highest)}" for name in entropies),
+            *(f"{row[name]:+6.2f} {_signed_bar(row[name], largest[name])}" for name in deltas),
+            Text(stage, style=_STAGE_STYLES[stage]),
+        )
+    return table
+
+
+def recommendation_text(found: Recommendation) -> Text:
+    """The answer, its separate qualities, and the reason in plain words."""
+    text = Text(f"\nTrain first ({found.reading} reading): ")
+    text.append(_layer(found), style="bold")
+    stability = "unknown" if found.stability is None else f"{found.stability:.0%}"
+    literal = "none" if found.paper_rule_layer is None else f"layer {found.paper_rule_layer}"
+    text.append(
+        f"\n  rule applies: {found.applies}   stability: {stability}   "
+        f"holds for bounds: {_bounds(found)}   paper's literal rule: {literal}\n  {found.reason}"
+    )
+    return text
+
+
+def _layer(found: Recommendation) -> str:
+    return "no layer" if found.layer is None else f"layer {found.layer}"
+
+
+def _bounds(found: Recommendation) -> str:
+    if found.sensitivity is None:
+        return "none"
+    low, high = found.sensitivity
+    return f"above {low:.2g} nats" if high == float("inf") else f"{low:.2g} to {high:.2g} nats"
+
+
+def _level(value: float, highest: float) -> str:
+    share = value / highest if highest > 0 else 0.0
+    return _LEVELS[max(0, min(len(_LEVELS) - 1, round(share * (len(_LEVELS) - 1))))]
+
+
+def _signed_bar(value: float, largest: float) -> str:
+    """A bar to the left of the bar's middle below zero, to its right above."""
+    length = round(abs(value) / largest * _HALF) if largest > 0 else 0
+    bar = "█" * length
+    return f"{bar:>{_HALF}}│{'':{_HALF}}" if value < 0 else f"{'':{_HALF}}│{bar:<{_HALF}}"

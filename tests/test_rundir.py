@@ -1,0 +1,79 @@
+import errno
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from entropylens.errors import OutputDirectoryError
+from entropylens.files import write_text, write_whole
+from entropylens.rundir import new_directory, open_run
+
+
+def rows(*ids):
+    return pd.DataFrame({"response_id": ids, "layer": 1})
+
+
+def test_the_same_settings_resume_and_others_are_refused(tmp_path):
+    path = tmp_path / "deep" / "run"
+    run = open_run(path, {"seed": 0})
+    assert run.finished() is None
+    run.add(rows(3, 4))
+    again = open_run(path, {"seed": 0})
+    assert again.finished()["response_id"].tolist() == [3, 4]
+    with pytest.raises(OutputDirectoryError, match="a run with other settings"):
+        open_run(path, {"seed": 1})
+    assert open_run(path, {"seed": 1}, force=True).finished() is None
+
+
+def test_force_never_touches_foreign_files(tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(OutputDirectoryError, match="something else"):
+        open_run(tmp_path, {})
+    run = open_run(tmp_path, {}, force=True)
+    run.add(rows(1))
+    open_run(tmp_path, {"other": 1}, force=True)
+    assert (tmp_path / "thesis.tex").read_text() == "all of it"
+
+
+def test_a_broken_part_is_measured_again(tmp_path):
+    run = open_run(tmp_path / "run", {})
+    run.add(rows(1))
+    run.add(rows(2))
+    part = next((tmp_path / "run" / "parts").glob("*2.parquet"))
+    part.write_bytes(part.read_bytes()[:40])
+    assert run.finished()["response_id"].tolist() == [1]
+
+
+def test_a_file_is_no_directory(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputDirectoryError, match="is a file"):
+        open_run(tmp_path / "file", {})
+    with pytest.raises(OutputDirectoryError, match="cannot write"):
+        open_run(tmp_path / "file" / "run", {})
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "layers.csv"
+    write_text(path, "old")
+
+    def full(aside: Path):
+        aside.write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputDirectoryError, match="No space left on device"):
+        write_whole(path, full)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["layers.csv"]
+
+
+def test_directories_are_new_each_time(tmp_path):
+    assert new_directory("org/Model", tmp_path).name == "Model-1"
+    (tmp_path / "Model-1").mkdir()
+    assert new_directory("org/Model", tmp_path).name == "Model-2"
+    assert new_directory("x/model.gguf", tmp_path).name == "model-1"
+
+
+def test_settings_stand_in_the_directory(tmp_path):
+    open_run(tmp_path / "run", {"seed": 5})
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {"seed": 5}

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from tiny import FAMILIES, tiny_model
+
+from entropylens.anatomy import anatomy_of
+from entropylens.errors import DecompositionError
+from entropylens.verification import verify
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_family_adds_up(family, dtype):
+    model = tiny_model(family, dtype)
+    found = verify(model, anatomy_of(model))
+    assert found.holds
+    assert len(found.stream_errors) == 4
+    if dtype is torch.float32:
+        assert max(found.stream_errors) < 1e-6
+        assert found.stream_bound == 1e-4
+    else:
+        assert found.stream_bound == pytest.approx(4 * 2**-7 * 2)
+
+
+@pytest.mark.parametrize("size", [1e-2, 1.0])
+def test_a_hidden_addition_to_the_stream_is_found(llama, size):
+    def add(_module, _args, output):
+        return output + size * torch.ones_like(output)
+
+    llama.model.layers[2].register_forward_hook(add)
+    found = verify(llama, anatomy_of(llama))
+    assert [error > found.stream_bound for error in found.stream_errors] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    with pytest.raises(DecompositionError, match="layer 3: stream_in"):
+        found.raise_if_broken()
+
+
+def test_an_unknown_output_transform_is_found(llama):
+    llama.lm_head.register_forward_hook(lambda _module, _args, output: output * 1.5)
+    found = verify(llama, anatomy_of(llama))
+    assert not any(error > found.stream_bound for error in found.stream_errors)
+    with pytest.raises(DecompositionError, match="logits that differ"):
+        found.raise_if_broken()
+
+
+def test_nan_does_not_pass(llama):
+    with torch.no_grad():
+        llama.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
+    assert not verify(llama, anatomy_of(llama)).holds
