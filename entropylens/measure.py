@@ -155,15 +155,15 @@ class _Meter:
         return found, torch.stack([head.entropy, head.nll], dim=-1)
 
     def _check_finite(self, found: Mapping[str, Tensor], piece: Piece) -> None:
-        for name in ("rms_attn_in", "rms_attn", "rms_ffn_in", "rms_ffn", "rms_layer"):
-            bad = ~torch.isfinite(found[name])
-            if bool(bad.any()):
-                place, position = (int(index) for index in bad.nonzero()[0])
-                raise NonFiniteStatesError(
-                    f"the states of layer {place + 1} are NaN or infinite in response "
-                    f"{int(piece.owner[position]) + 1} ({name.removeprefix('rms_')})",
-                    "check the weights, or load the model with --dtype float32",
-                )
+        rms = torch.stack([values for name, values in found.items() if name.startswith("rms_")])
+        bad = ~torch.isfinite(rms).all(dim=0)
+        if bool(bad.any()):
+            place, position = (int(index) for index in bad.nonzero()[0])
+            raise NonFiniteStatesError(
+                f"the states of layer {place + 1} are NaN or infinite in response "
+                f"{int(piece.owner[position]) + 1}",
+                "check the weights, or load the model with --dtype float32",
+            )
 
     def _rows(
         self,

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import CONTEXT, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import entropylens
@@ -52,6 +52,6 @@ def test_a_user_can_register_a_family(monkeypatch):
 
 def test_anatomy_reads_bias_and_context(llama):
     anatomy = anatomy_of(llama)
-    assert (anatomy.num_layers, anatomy.context, anatomy.unembedding.bias) == (4, 128, None)
+    assert (anatomy.num_layers, anatomy.context, anatomy.unembedding.bias) == (4, CONTEXT, None)
     llama.lm_head.bias = torch.nn.Parameter(torch.ones(97))
     assert anatomy_of(llama).unembedding.bias.tolist() == [1.0] * 97

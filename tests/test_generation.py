@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
+from tiny import CONTEXT, tiny_model, tiny_tokenizer
 
 from entropylens import generation
 from entropylens.errors import SettingError
@@ -111,7 +111,7 @@ def test_an_interrupted_run_resumes_from_its_journal(subject, tmp_path, monkeypa
 
 
 def test_a_prompt_near_the_context_gets_the_room_that_is_left(subject):
-    (found,) = quiet(subject, [Prompt((5,) * 126, "t", None)], Sampling(1, 50))
+    (found,) = quiet(subject, [Prompt((5,) * (CONTEXT - 2), "t", None)], Sampling(1, 50))
     assert found.num_tokens <= 2
 
 

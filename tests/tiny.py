@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2")
 VOCAB = 97
-CONTEXT = 128
+CONTEXT = 512
 
 
 def tiny_model(family, dtype=torch.float32, layers=4, seed=0):

@@ -1,0 +1,54 @@
+"""The README's commands and its Python example are run; `make demo` by the fixture demo_run."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+def test_the_two_commands_are_there():
+    assert "make demo" in commands()
+    assert "make test" in commands()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("entropylens")])
+def test_commands_run(command, demo_run, model_directory, entropylens, tmp_path):
+    """MODEL stands for a user's model, FILE for their responses, runs/demo for the demo's run."""
+    responses = tmp_path / "responses.jsonl"
+    responses.write_text('{"prompt": "1+1=", "response": "2"}\n')
+    replaced = {
+        "MODEL": str(model_directory), "FILE.jsonl": str(responses), "runs/demo": str(demo_run[0])
+    }  # fmt: skip
+    words = [replaced.get(word, word) for word in shlex.split(command)[1:]]
+    if words[0] == "analyze":
+        words += ["-o", str(tmp_path / "run")]
+    done = entropylens(*words)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.real
+def test_the_example_runs(demo_run, model_directory, tmp_path, monkeypatch):
+    (example,) = blocks("python")
+    monkeypatch.chdir(tmp_path)
+    example = example.replace('"runs/demo"', repr(str(demo_run[0])))
+    example = example.replace('"MODEL"', repr(str(model_directory)))
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
