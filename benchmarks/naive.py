@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -85,10 +84,19 @@ def peak_above_model(copies: int) -> float:
     """MB that measuring 8 * copies responses adds to the peak of a process of its own."""
     subject, responses = load()
     # Touch every weight, so that the loaded model is resident before the reading starts.
-    sum(float(parameter.sum()) for parameter in subject.model.parameters())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sum(float(parameter.detach().sum()) for parameter in subject.model.parameters())
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    before = _status("VmRSS")
     measure(subject, Responses(responses.items * copies), progress=False)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> float:
+    """MB of a field of /proc/self/status."""
+    line = next(
+        line for line in Path("/proc/self/status").read_text().splitlines() if field in line
+    )
+    return float(line.split()[1]) / 1e3
 
 
 def main() -> None:

@@ -12,10 +12,12 @@ from entropylens.demo import MODEL_NAME, demo_model
 from entropylens.errors import SettingError
 from entropylens.generation import Sampling, generate
 from entropylens.measure import BATCH_TOKENS, measure
+from entropylens.memory import allocations_explained
 from entropylens.output import write_outputs
-from entropylens.prompts import BUNDLED, Prompt, load_prompts
+from entropylens.prompts import BUNDLED, Prompt, load_prompts, task_names
+from entropylens.quantities import READINGS
 from entropylens.responses import Response, Responses, parse_responses, read_responses
-from entropylens.results import READINGS, Analysis
+from entropylens.results import Analysis
 from entropylens.rundir import open_run
 from entropylens.sources import hf
 from entropylens.sources.subject import Subject
@@ -75,11 +77,11 @@ def analyze(
     Raises:
         EntropyLensError: its subclasses tell what is wrong and what to do.
     """
-    if reading not in (*READINGS, "both"):
-        raise SettingError(f"no reading {reading!r}", "choose raw, normed or both")
-    if responses is not None and datasets:
+    _check_settings(reading, kernel, batch_tokens, seed)
+    if responses is not None and (datasets or num_prompts or template or thinking is not None):
         raise SettingError(
-            "both responses and a dataset are given", "pass --responses or --dataset, not both"
+            "responses are given, and settings for answering a dataset",
+            "pass --responses or --dataset with its settings, not both",
         )
     sampling = sampling or Sampling(seed=seed)
     if model is None:
@@ -101,26 +103,33 @@ def analyze(
         "seed": seed,
     }
     if responses is None:
-        for dataset in datasets or (BUNDLED,):
+        datasets = datasets or (BUNDLED,)
+        for dataset, task in zip(datasets, task_names(datasets), strict=True):
             prompts += load_prompts(
-                dataset, subject.tokenizer, subject.limits, num_prompts=num_prompts,
+                dataset, subject.tokenizer, subject.limits, task=task, num_prompts=num_prompts,
                 template=template, thinking=thinking,
             )  # fmt: skip
         settings |= {
             "sampling": asdict(sampling),
-            "prompts": [(prompt.task, prompt.ids) for prompt in prompts],
+            "prompts": [(prompt.task, prompt.key) for prompt in prompts],
         }
     else:
         given = _checked(responses, subject, skip_bad)
-        settings["responses"] = [(response.task, response.key) for response in given.items]
+        settings["responses"] = [
+            (response.task, response.key, response.truncated) for response in given.items
+        ]
 
     run = None if output is None else open_run(Path(output), settings, force=force)
+    if run is not None:
+        logger.info("writing to %s", run.path)
     if run is not None and run.complete:
         logger.info("%s is finished already: nothing is computed again", run.path)
+        run.close()
         return Analysis.load(run.path)
     if prompts:
         journal = None if run is None else run.completions
-        given = Responses(generate(subject, prompts, sampling, journal, progress=progress))
+        with allocations_explained(batch_tokens):
+            given = Responses(generate(subject, prompts, sampling, journal, progress=progress))
     analysis = measure(
         subject, given, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel, seed=seed,
         progress=progress,
@@ -129,6 +138,18 @@ def analyze(
         write_outputs(analysis, run.path)
         run.close()
     return analysis
+
+
+def _check_settings(reading: str, kernel: str, batch_tokens: int, seed: int) -> None:
+    for name, value, known in (
+        ("reading", reading, (*READINGS, "both")),
+        ("kernel", kernel, ("auto", "compiled", "eager")),
+    ):
+        if value not in known:
+            raise SettingError(f"no {name} {value!r}", f"choose one of {', '.join(known)}")
+    for name, number, least in (("batch_tokens", batch_tokens, 1), ("seed", seed, 0)):
+        if number < least:
+            raise SettingError(f"{name} is {number}", f"give at least {least}")
 
 
 def _checked(

@@ -116,5 +116,8 @@ def _walk(anatomy: Anatomy, response: Response, index: int, batch_tokens: int) -
             use_cache=True,
         )
         cache = output.past_key_values
+        piece = Piece(states, ids[positions + 1], torch.full_like(positions, index))
+        del states, output  # one piece at a time is held
         if len(positions):
-            yield Piece(states, ids[positions + 1], torch.full_like(positions, index))
+            yield piece
+        del piece

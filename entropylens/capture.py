@@ -77,7 +77,9 @@ class _Catcher:
 
     def _keep(self, site: str, place: int, hidden: Tensor) -> None:
         flat = hidden.detach().reshape(-1, hidden.shape[-1])
-        self.caught[site, place] = flat.index_select(0, self.positions.to(flat.device))
+        kept = flat.index_select(0, self.positions.to(flat.device))
+        # A sharded model has layers on several devices; all policies are read at E_u's.
+        self.caught[site, place] = kept.to(self.anatomy.unembedding.weight.device)
 
     def on_input(self, module: nn.Module, site: str, place: int) -> RemovableHandle:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

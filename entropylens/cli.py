@@ -80,7 +80,7 @@ def analyze(
     ] = None,
     reading: Annotated[Reading, typer.Option(help="raw is what training uses.")] = Reading.raw,
     dtype: Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
     batch_tokens: Annotated[
         int, typer.Option(help="Response positions held in memory at a time.")
     ] = 512,
@@ -177,7 +177,7 @@ def doctor(
         str | None, typer.Argument(help="Print its anatomy, and verify()'s error of each layer.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda | mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the model repository's code.")
     ] = False,
@@ -217,7 +217,7 @@ def _reported(debug: bool) -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command with the same -o resumes", err=True)
+        typer.echo("interrupted: the same command with -o as named above resumes", err=True)
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise

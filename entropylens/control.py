@@ -44,7 +44,8 @@ class NormControl:
             DIRECTIONS, unembedding.d_model, generator=generator, dtype=torch.float64
         )
         directions = (directions / directions.norm(dim=-1, keepdim=True)).to(device, dtype)
-        spread = float(unembedding.weight.float().square().mean().sqrt())
+        norm = torch.linalg.vector_norm(unembedding.weight, dtype=dtype)
+        spread = float(norm) / math.sqrt(unembedding.weight.numel())
         norms = SPREADS / max(spread, torch.finfo(torch.float32).tiny)
         statistics = Accumulator(len(norms), DIRECTIONS, device)
         for tile in unembedding.tiles(dtype):

@@ -17,7 +17,7 @@ from pathlib import Path
 from entropylens.errors import DemoModelError
 from entropylens.files import make_directory
 
-__all__ = ["MODEL_NAME", "cache_directory", "demo_model"]
+__all__ = ["MODEL_NAME", "cache_directory", "demo_model", "is_complete"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def demo_model() -> Path:
         OutputDirectoryError: the cache cannot be written.
     """
     target = cache_directory() / MODEL_NAME
-    if _complete(target):
+    if is_complete(target):
         return target
     make_directory(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as work:
@@ -55,13 +55,13 @@ def demo_model() -> Path:
         _convert(gguf, converted)
         sizes = {file.name: file.stat().st_size for file in converted.iterdir()}
         (converted / _MARK).write_text(json.dumps(sizes), encoding="utf-8")
-        if not _complete(target):
+        if not is_complete(target):
             shutil.rmtree(target, ignore_errors=True)
             converted.rename(target)
     return target
 
 
-def _complete(target: Path) -> bool:
+def is_complete(target: Path) -> bool:
     """Whether every file of the conversion is there in its full size."""
     try:
         sizes = json.loads((target / _MARK).read_text(encoding="utf-8"))

@@ -29,14 +29,13 @@ def environment() -> list[tuple[str, str]]:
     """Name and finding of everything that a run depends on."""
     import torch
 
-    from entropylens.demo import MODEL_NAME, cache_directory
+    from entropylens.demo import MODEL_NAME, cache_directory, is_complete
 
     found = [("python", platform.python_version())]
     found += [(name, importlib.metadata.version(name)) for name in _PACKAGES]
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     found += [
         ("cuda", ", ".join(cuda) or "no"),
-        ("mps", "yes" if torch.backends.mps.is_available() else "no"),
         ("cpu cores", str(usable_cores())),
         ("C++ compiler", shutil.which("g++") or shutil.which("c++") or "no (apt install g++)"),
     ]
@@ -45,7 +44,9 @@ def environment() -> list[tuple[str, str]]:
         found.append((module, "yes" if there else f"no: {purpose}"))
     cache = cache_directory()
     found.append(("cache", f"{cache} ({_size(cache)})"))
-    found.append(("bundled model", "ready" if (cache / MODEL_NAME).is_dir() else "not fetched yet"))
+    found.append(
+        ("bundled model", "ready" if is_complete(cache / MODEL_NAME) else "not fetched yet")
+    )
     return found
 
 

@@ -7,6 +7,7 @@ prompt, sample and position alone. So neither batching nor an interruption chang
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from entropylens.capture import evaluating
-from entropylens.errors import SettingError
+from entropylens.errors import OutputDirectoryError, SettingError
 from entropylens.files import unwritable
 from entropylens.prompts import Prompt
 from entropylens.responses import Response
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Sampling", "generate"]
 
 #: Positions (prompts and answers) in the key-value cache of one batch.
-CACHE_TOKENS = 8192
+CACHE_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ def generate(
         journal: a JSONL file that finished answers are appended to and resumed from; it can be
             given to `analyze --responses`.
         progress: show a progress bar.
+
+    Raises:
+        OutputDirectoryError: the journal cannot be written, or is damaged.
     """
     jobs = [(p, s) for p in range(len(prompts)) for s in range(sampling.num_samples)]
     answers = _finished(journal) if journal is not None else {}
@@ -94,7 +98,7 @@ def generate(
                 if journal is not None:
                     new = {job: ids for job, ids in fresh.items() if job not in answers}
                     _append(journal, subject, prompts, new, sampling, ends)
-                answers |= fresh
+                answers = fresh | answers
             # Answers that ended early make the work smaller than the bound.
             bound -= sum(sampling.max_new_tokens - len(answers[job]) for job in batch)
             bar.total = bound
@@ -231,12 +235,20 @@ def _finished(journal: Path) -> dict[Job, tuple[int, ...]]:
         return {}
     content = journal.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        journal.write_bytes(whole)
-    records = [json.loads(line) for line in whole.splitlines()]
-    return {
-        (record["prompt"], record["sample"]): tuple(record["response_ids"]) for record in records
-    }
+    try:
+        if len(whole) < len(content):
+            os.truncate(journal, len(whole))
+        records = [json.loads(line) for line in whole.split(b"\n")[:-1]]
+        return {
+            (record["prompt"], record["sample"]): tuple(record["response_ids"])
+            for record in records
+        }
+    except OSError as error:
+        raise unwritable(journal, error) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputDirectoryError(
+            f"{str(journal)!r} is damaged ({error})", "start the run anew with --force"
+        ) from error
 
 
 def _append(

@@ -35,7 +35,7 @@ def internal_policy(
         module: None for the layer's policy, "attn" for A^l's, "ffn" for F^l's (l >= 1).
 
     Raises:
-        SettingError: no such layer, module or token.
+        SettingError: no such layer, module or token, or more ids than the context holds.
     """
     subject = hf.load(model) if isinstance(model, str | Path) else hf.wrap(model)
     anatomy, unembedding = subject.anatomy, subject.anatomy.unembedding
@@ -44,6 +44,10 @@ def internal_policy(
         raise SettingError(f"layer {layer} does not exist", f"give {first} to {anatomy.num_layers}")
     if module not in (None, "attn", "ffn"):
         raise SettingError(f"no module {module!r}", "choose attn, ffn or None for the layer")
+    if anatomy.context is not None and len(ids) > anatomy.context:
+        raise SettingError(
+            f"{len(ids)} ids are more than the model's context", f"give at most {anatomy.context}"
+        )
     if not ids or min(ids) < 0 or max(ids) >= unembedding.vocab_size:
         raise SettingError(
             "ids are empty or outside the vocabulary", f"give ids 0 to {unembedding.vocab_size - 1}"
@@ -55,4 +59,5 @@ def internal_policy(
     site = {"attn": states.attn_out, "ffn": states.ffn_out}.get(module or "", states.stream_out)
     hidden = states.embedding if layer == 0 else site[layer - 1]
     with torch.inference_mode():
-        return torch.log_softmax(unembedding.logits(hidden), dim=-1)
+        log_probs = torch.log_softmax(unembedding.logits(hidden), dim=-1)
+    return log_probs.clone()  # a plain tensor, that a user's autograd may meet

@@ -17,13 +17,14 @@ from tqdm import tqdm
 from entropylens.batching import Piece, pieces, plan
 from entropylens.capture import evaluating
 from entropylens.control import NormControl
-from entropylens.errors import NonFiniteStatesError, SettingError
+from entropylens.errors import NonFiniteStatesError
 from entropylens.kernels.compiled import select_body
 from entropylens.memory import allocations_explained, estimate
 from entropylens.policy import VOCAB_TILE, Body, policy_head
+from entropylens.quantities import quantities_of
 from entropylens.readings import geometry, normed_reading, raw_reading
 from entropylens.responses import Response, Responses
-from entropylens.results import READINGS, Analysis, quantities_of
+from entropylens.results import Analysis
 from entropylens.rundir import RunDirectory
 from entropylens.sources.subject import Subject
 
@@ -49,12 +50,8 @@ def measure(
     """Measure checked responses; what `run` holds already is not computed again.
 
     Raises:
-        SettingError, NonFiniteStatesError, AllocationError: what their names say.
+        NonFiniteStatesError, AllocationError: what their names say.
     """
-    if reading not in (*READINGS, "both"):
-        raise SettingError(f"no reading {reading!r}", "choose raw, normed or both")
-    if batch_tokens < 1:
-        raise SettingError(f"batch_tokens is {batch_tokens}", "give at least 1")
     items = responses.items
     done = run.finished() if run is not None else None
     finished = set() if done is None else set(done["response_id"])
@@ -67,7 +64,7 @@ def measure(
     logger.info(
         "%d responses, %d tokens; %s kernel; about %.0f MB above the model",
         *(len(items), total, body.name),
-        estimate(subject.anatomy, min(batch_tokens, total)) / 1e6,
+        estimate(subject.anatomy, min(batch_tokens, total), reading) / 1e6,
     )
     frames = [] if done is None else [done]
     bar = tqdm(
@@ -133,6 +130,7 @@ class _Meter:
             stacked = torch.stack([quantities[name] for name in self.names], dim=-1)
             sums.index_add_(0, owner, stacked.double().cpu().transpose(0, 1))
             policy.index_add_(0, owner, head.double().cpu())
+            del piece, quantities, stacked, head  # before the next forward pass
         tokens = np.array([self.items[index].num_tokens for index in group])
         return self._rows(group, tokens, sums.numpy(), policy.numpy())
 

@@ -12,13 +12,15 @@ from entropylens.batching import FORWARD_FACTOR
 from entropylens.errors import AllocationError
 from entropylens.policy import VOCAB_TILE
 
-__all__ = ["allocations_explained", "estimate"]
+__all__ = ["allocations_explained", "estimate", "is_allocation_failure"]
 
 #: Sites held a layer: attn_in, attn_out, ffn_in, ffn_out, stream_out.
 SITES = 5
+#: And behind the final norm: N(A), N(F), N(stream_mid), N(H).
+NORMED_SITES = 4
 
 
-def estimate(anatomy: Anatomy, batch_tokens: int) -> int:
+def estimate(anatomy: Anatomy, batch_tokens: int, reading: str) -> int:
     """Bytes above the model that `batch_tokens` response positions need, roughly.
 
     The states of all sites, a forward pass of FORWARD_FACTOR times as many positions, and a few
@@ -26,7 +28,8 @@ def estimate(anatomy: Anatomy, batch_tokens: int) -> int:
     """
     d_model = anatomy.unembedding.d_model
     size = anatomy.unembedding.weight.element_size()
-    states = (SITES * anatomy.num_layers + 2) * batch_tokens * d_model * size
+    sites = SITES if reading == "raw" else SITES + NORMED_SITES
+    states = (sites * anatomy.num_layers + 2) * batch_tokens * d_model * size
     forward = 16 * FORWARD_FACTOR * batch_tokens * d_model * size
     tiles = 6 * batch_tokens * VOCAB_TILE * 4
     return states + forward + tiles
@@ -41,16 +44,17 @@ def allocations_explained(batch_tokens: int) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _too_large(batch_tokens) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
-            raise _too_large(batch_tokens) from error
-        raise
+    except (MemoryError, RuntimeError) as error:
+        if not is_allocation_failure(error):
+            raise
+        raise AllocationError(
+            f"not enough memory for --batch-tokens {batch_tokens}",
+            f"try --batch-tokens {max(1, batch_tokens // 4)}; what was finished is kept",
+        ) from error
 
 
-def _too_large(batch_tokens: int) -> AllocationError:
-    return AllocationError(
-        f"not enough memory for --batch-tokens {batch_tokens}",
-        f"try --batch-tokens {max(1, batch_tokens // 4)}; what was finished is kept",
-    )
+def is_allocation_failure(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(text in str(error) for text in said)

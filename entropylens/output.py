@@ -22,7 +22,8 @@ def write_outputs(analysis: Analysis, directory: Path) -> None:
     Raises:
         OutputDirectoryError: it cannot be written.
     """
-    for name, draw in FIGURES.items():
-        save(draw([analysis]), directory / "figures" / name)
-    write_text(directory / "report.html", report_page(analysis))
+    figures = {name: draw([analysis]) for name, draw in FIGURES.items()}
+    for name, figure in figures.items():
+        save(figure, directory / "figures" / name)
+    write_text(directory / "report.html", report_page(analysis, figures))
     analysis.save(directory)

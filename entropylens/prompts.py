@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ import numpy as np
 import pandas as pd
 
 from entropylens.errors import DatasetError, SettingError
-from entropylens.responses import Limits, encode_prompt
+from entropylens.responses import Limits, digest, encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BUNDLED", "TEMPLATES", "Prompt", "load_prompts"]
+logger = logging.getLogger(__name__)
+
+__all__ = ["BUNDLED", "TEMPLATES", "Prompt", "load_prompts", "task_names"]
 
 #: The name of the 24 short problems that travel with the package.
 BUNDLED = "bundled"
@@ -62,12 +65,18 @@ class Prompt:
     task: str
     answer: str | None
 
+    @property
+    def key(self) -> str:
+        """A digest of its content."""
+        return digest([self.ids])
+
 
 def load_prompts(
     name_or_path: str,
     tokenizer: PreTrainedTokenizerBase | None,
     limits: Limits,
     *,
+    task: str | None = None,
     num_prompts: int | None = None,
     template: str | None = None,
     thinking: bool | None = None,
@@ -79,6 +88,7 @@ def load_prompts(
             question or prompt (text, or chat messages that are taken as they are).
         tokenizer: the model's.
         limits: what the model can read.
+        task: what to call the dataset; by default its file's name.
         num_prompts: how many; by default all.
         template: a name of TEMPLATES; by default the tokenizer's chat template, or the paper's
             template for base models where it has none.
@@ -95,11 +105,12 @@ def load_prompts(
         )
     if template is None:
         template = "chat" if tokenizer.chat_template else "octothinker"
+        logger.info("asking %s with template %s", name_or_path, template)
     if template not in TEMPLATES:
         raise SettingError(f"no template {template!r}", f"choose one of {', '.join(TEMPLATES)}")
     if num_prompts is not None and num_prompts < 1:
         raise SettingError(f"--num-prompts is {num_prompts}", "give at least 1")
-    task, frame = _read(name_or_path)
+    frame = _read(name_or_path)
     column = next((name for name in _PROBLEM_COLUMNS if name in frame.columns), None)
     if column is None or frame.empty:
         raise DatasetError(
@@ -123,11 +134,21 @@ def load_prompts(
                 f"the model's context has {limits.context}",
                 "leave it out, or use a model with a longer context",
             )
-        prompts.append(Prompt(ids, task, _answer(record)))
+        prompts.append(Prompt(ids, task or task_names([name_or_path])[0], _answer(record)))
     return tuple(prompts)
 
 
-def _read(name_or_path: str) -> tuple[str, pd.DataFrame]:
+def task_names(datasets: Sequence[str]) -> tuple[str, ...]:
+    """A name for each dataset: its file's, with the folder's where two would be the same."""
+    paths = [Path(dataset) for dataset in datasets]
+    stems = [path.stem for path in paths]
+    return tuple(
+        path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}"
+        for path in paths
+    )
+
+
+def _read(name_or_path: str) -> pd.DataFrame:
     path = _BUNDLED_FILE if name_or_path == BUNDLED else Path(name_or_path).expanduser()
     readers: dict[str, Any] = {
         ".parquet": pd.read_parquet,
@@ -144,14 +165,14 @@ def _read(name_or_path: str) -> tuple[str, pd.DataFrame]:
         frame = readers[path.suffix](path)
     except (OSError, ValueError) as error:
         raise DatasetError(
-            f"dataset {name_or_path!r} cannot be read ({str(error).splitlines()[0]})",
+            f"dataset {name_or_path!r} cannot be read ({str(error).strip()})",
             "check that the file is whole",
         ) from error
-    return (BUNDLED if name_or_path == BUNDLED else path.stem), frame
+    return frame
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
     return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
 
 

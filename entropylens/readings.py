@@ -23,6 +23,7 @@ from entropylens.policy import (
     compute_dtype,
     pick,
 )
+from entropylens.quantities import GEOMETRY
 
 __all__ = ["geometry", "normed_reading", "raw_reading"]
 
@@ -53,19 +54,6 @@ def geometry(states: States) -> Quantities:
         found["cos_ffn"].append(torch.cosine_similarity(ffn, mid, dim=-1))
         found["cos_final"].append(torch.cosine_similarity(out, last, dim=-1))
     return {name: torch.stack(rows) for name, rows in found.items()}
-
-
-GEOMETRY = (
-    "cos_attn",
-    "cos_ffn",
-    "cos_final",
-    "rms_layer",
-    "rms_attn",
-    "rms_ffn",
-    "rms_attn_in",
-    "rms_mid",
-    "rms_ffn_in",
-)
 
 
 def _rms(states: Float[Tensor, "positions d_model"]) -> Float[Tensor, " positions"]:
@@ -205,7 +193,7 @@ def read_policies(
     """
     dtype, device, positions = compute_dtype(start), start.device, len(start)
     transform = unembedding.transform
-    flat = [site.to(dtype) for layer in layers for site in (*layer.plain, *layer.added)]
+    flat = [site for layer in layers for site in (*layer.plain, *layer.added)]
     num_plain, num_added = len(layers[0].plain), len(layers[0].added)
     modules = Accumulator(len(flat), positions, device)
     stream = Accumulator(len(layers) + 1, positions, device)
@@ -226,7 +214,7 @@ def read_policies(
             if layer is not None:
                 first = (index - 1) * (num_plain + num_added)
                 for offset in range(num_plain + num_added):
-                    linear = flat[first + offset] @ weight
+                    linear = flat[first + offset].to(dtype) @ weight
                     if layer.stream is None and offset >= num_plain:
                         running += linear
                     module_parts.append(body(linear, tile.bias, transform, None))

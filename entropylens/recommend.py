@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entropylens.resampling import RELIABLE_PROMPTS, PromptSums
+from entropylens.resampling import LEAST_PROMPTS, RELIABLE_PROMPTS, PromptSums
 from entropylens.stages import Stages, cut_weights, stages_of
 
 __all__ = ["Alternative", "Profile", "Recommendation", "paper_rule_layer", "recommend"]
@@ -69,6 +69,13 @@ class Profile:
             return floor.copy()
         return np.maximum(self.sums.standard_errors()[:, 0], floor)
 
+    def clearly_negative(self) -> int:
+        """Layers below zero beyond their error, all layers judged at once."""
+        above = self.means + 2 * self.errors()
+        if self.sums is not None and self.sums.num_prompts >= LEAST_PROMPTS:
+            above = self.sums.draw(RESAMPLES, 0).studentised(simultaneous=True)[1][:, 0]
+        return int(np.sum(above < 0))
+
     def resampled(self, resamples: int, seed: int, more_prompts: float = 1.0) -> Array:
         """[resamples, L] profiles of prompts drawn anew, as if there were more of them.
 
@@ -100,7 +107,8 @@ class Recommendation:
         layer: 1..L-1, or None where the rule names none.
         rule: "stages" (ordered fit) or "paper" (the literal rule).
         applies: does the profile fit the rule: yes | weakly | no.
-        stability: share of resamples with this answer, "none" included; None with one prompt.
+        stability: share of resamples with this answer, "none" included, where each resample
+            splits its vote by the weights of its fit; None with one prompt.
         sensitivity: bounds (low, high) in nats on "about zero" between which the literal rule
             gives this answer (no upper end where it is "no layer"), or None where no bound does.
         paper_rule_layer: the last layer below L with a positive change, or None.
@@ -176,15 +184,14 @@ def recommend(
     literal = paper_rule_layer(profile.means)
     draws = profile.resampled(resamples, seed)
     weights = cut_weights(draws, profile.errors()).mean(0)
+    shares = _layer_shares(weights)
+    layer = max(shares, key=lambda answer: shares[answer])
+    stages = _stages(weights, layer)
     if rule == "paper":
         shares = _shares([paper_rule_layer(draw) for draw in draws])
-        layer: int | None = literal
-    else:
-        shares = _layer_shares(weights)
-        layer = max(shares, key=lambda answer: shares[answer])
-    stages = _stages(weights, layer)
+        layer = literal
     known_error = profile.num_prompts is None or profile.num_prompts > 1
-    stability = shares.get(layer, 0.0) if known_error else None
+    stability = min(1.0, shares.get(layer, 0.0)) if known_error else None
     alternatives = tuple(
         Alternative(other, share)
         for other, share in sorted(shares.items(), key=lambda item: -item[1])
@@ -193,9 +200,10 @@ def recommend(
     applies, why = _fit(profile, stages, layer)
     needed = _prompts_needed(profile, layer, stability, seed) if rule == "stages" else None
     sentences = [
-        _opening(layer, stages, profile),
+        _opening(layer, stages, profile) if rule == "stages" else _literal_opening(literal),
         *why,
-        *_doubts(layer, literal, stability, alternatives, profile, needed),
+        *_doubts(layer, literal, stability, alternatives, profile),
+        *(_prompts_sentence(profile, stability, needed) if rule == "stages" else ()),
         *_control_sentence(profile, layer),
     ]
     return Recommendation(
@@ -360,8 +368,7 @@ def _opening(layer: int | None, stages: Stages, profile: Profile) -> str:
     )
     if layer is not None:
         return f"Layer {layer} ends the exploration stage (layers: {spans})."
-    errors = profile.errors()
-    negative = int(np.sum(profile.means < -2 * errors))
+    negative = profile.clearly_negative()
     if negative == profile.num_layers:
         return (
             f"No layer: every FFN lowers the entropy ({negative} of {profile.num_layers} layers "
@@ -374,13 +381,18 @@ def _opening(layer: int | None, stages: Stages, profile: Profile) -> str:
     )
 
 
+def _literal_opening(literal: int | None) -> str:
+    if literal is None:
+        return "No layer: no FFN below the last raises the entropy."
+    return f"Layer {literal} is the last below L whose FFN raises the entropy, whatever lies below."
+
+
 def _doubts(
     layer: int | None,
     literal: int | None,
     stability: float | None,
     alternatives: tuple[Alternative, ...],
     profile: Profile,
-    needed: int | None,
 ) -> list[str]:
     said = []
     if literal != layer:
@@ -395,31 +407,36 @@ def _doubts(
         said.append(
             f"One prompt tells nothing about stability: at least {RELIABLE_PROMPTS} are needed."
         )
-    else:
-        if alternatives:
-            others = ", ".join(
-                f"{'none' if other.layer is None else f'layer {other.layer}'} {other.share:.0%}"
-                for other in alternatives
-            )
-            said.append(
-                f"The data do not settle it: {stability:.0%} of resamples agree ({others})."
-            )
-        if prompts < RELIABLE_PROMPTS:
-            said.append(
-                f"Too few prompts: {prompts}, unreliable under {RELIABLE_PROMPTS}; "
-                + (
-                    f"about {needed} would do."
-                    if needed is not None
-                    else "and more would not settle this boundary, which lies in the profile."
-                )
-            )
-        elif stability < SETTLED:
-            said.append(
-                f"About {needed} prompts would settle it."
-                if needed is not None
-                else "More prompts would not settle it: the boundary itself is gradual."
-            )
+    elif alternatives and stability < SETTLED:
+        others = ", ".join(
+            f"{'none' if other.layer is None else f'layer {other.layer}'} {other.share:.0%}"
+            for other in alternatives
+        )
+        said.append(f"The data do not settle it: {stability:.0%} of resamples agree ({others}).")
     return said
+
+
+def _prompts_sentence(
+    profile: Profile, stability: float | None, needed: int | None
+) -> tuple[str, ...]:
+    """Whether more prompts would help, and how many."""
+    prompts = profile.num_prompts
+    if prompts is None or stability is None:
+        return ()
+    enough = "" if needed is None else f"about {needed} would do."
+    if prompts < RELIABLE_PROMPTS:
+        gradual = "and more would not settle this boundary, which is gradual in itself."
+        return (
+            f"Too few prompts: {prompts}, unreliable under {RELIABLE_PROMPTS}; "
+            + (enough or gradual),
+        )
+    if stability >= SETTLED:
+        return ()
+    return (
+        f"More prompts would settle it: {enough}"
+        if enough
+        else "More prompts would not settle it: the boundary itself is gradual.",
+    )
 
 
 def _control_sentence(profile: Profile, layer: int | None) -> list[str]:

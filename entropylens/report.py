@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import html
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
-
-from entropylens.plots import FIGURES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,8 +45,13 @@ _CAPTIONS = {
 }
 
 
-def report_page(analysis: Analysis) -> str:
-    """The page as HTML text; nothing in it is loaded from elsewhere."""
+def report_page(analysis: Analysis, pictures: Mapping[str, Figure]) -> str:
+    """The page as HTML text; nothing in it is loaded from elsewhere.
+
+    Args:
+        analysis: what is reported.
+        pictures: its figures by name, as plots.FIGURES names them.
+    """
     facts = (
         f"{analysis.num_layers} layers, {analysis.num_responses} responses to "
         f"{analysis.num_prompts} prompts, {analysis.num_tokens} generated tokens, "
@@ -56,14 +60,14 @@ def report_page(analysis: Analysis) -> str:
         f"{analysis.policy_perplexity:.3f}."
     )
     figures = "\n".join(
-        f'<figure><img alt="{name}" src="data:image/png;base64,{_png(draw([analysis]))}">'
+        f'<figure><img alt="{name}" src="data:image/png;base64,{_png(figure)}">'
         f"<figcaption>{html.escape(_CAPTIONS[name])}</figcaption></figure>"
-        for name, draw in FIGURES.items()
+        for name, figure in pictures.items()
     )
     return _PAGE.format(
         title=html.escape(f"Internal policies of {analysis.model}"),
         facts=html.escape(facts),
-        answers="\n".join(map(_answer, analysis.recommendations.values())),
+        answers="\n".join(map(_answer, analysis.recommendations.values())) + _tasks(analysis),
         figures=figures,
         table=analysis.layers.to_html(index=False, float_format=lambda value: f"{value:.4g}"),
     )
@@ -78,6 +82,16 @@ def _answer(found: Recommendation) -> str:
         f"rule applies: {found.applies}; stability: {stability}; the paper's literal rule: "
         f"{literal}<br>{html.escape(found.reason)}</div>"
     )
+
+
+def _tasks(analysis: Analysis) -> str:
+    if not analysis.by_task:
+        return ""
+    named = "; ".join(
+        f"{html.escape(task)}: {'no layer' if found.layer is None else f'layer {found.layer}'}"
+        for task, found in analysis.by_task.items()
+    )
+    return f"<p>Tasks agree: {'yes' if analysis.tasks_agree else 'no'} ({named})</p>"
 
 
 def _png(figure: Figure) -> str:

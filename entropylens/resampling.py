@@ -19,6 +19,8 @@ __all__ = ["RELIABLE_PROMPTS", "PromptSums", "Spread", "prompt_sums"]
 #: Fewer prompts than this give no reliable interval.
 RELIABLE_PROMPTS = 20
 RESAMPLES = 2000
+#: Fewer give no interval at all: two prompts have one resample with an error of its own.
+LEAST_PROMPTS = 3
 
 Array = NDArray[Any]
 
@@ -76,7 +78,7 @@ class Spread:
     def studentised(
         self, level: float = 0.95, *, simultaneous: bool = False
     ) -> tuple[Array, Array]:
-        """Bootstrap-t interval of each mean; NaN with a single prompt.
+        """Bootstrap-t interval of each mean; NaN under 3 prompts.
 
         Args:
             level: coverage.
@@ -86,7 +88,7 @@ class Spread:
             low and high, [L, K].
         """
         centre, error = self.sums.means(), self.sums.standard_errors()
-        if self.sums.num_prompts < 2:
+        if self.sums.num_prompts < LEAST_PROMPTS:
             return np.full_like(centre, np.nan), np.full_like(centre, np.nan)
         drawn_error = _standard_errors(self.sums.sums, self.sums.tokens, self.times, self.means)
         # A resample of a single prompt many times has no error of its own: it tells nothing.

@@ -48,15 +48,16 @@ class Response:
     @property
     def key(self) -> str:
         """A digest of its content: the same wherever it stands."""
-        return _digest([self.prompt_ids, self.response_ids])
+        return digest([self.prompt_ids, self.response_ids])
 
     @property
     def prompt_key(self) -> str:
         """A digest of its prompt: equal for all samples of one prompt."""
-        return _digest([self.prompt_ids])
+        return digest([self.prompt_ids])
 
 
-def _digest(ids: Sequence[Sequence[int]]) -> str:
+def digest(ids: Sequence[Sequence[int]]) -> str:
+    """A short digest of lists of token ids."""
     content = hashlib.sha256()
     for part in ids:
         content.update(np.asarray([len(part), *part], dtype=np.int64).tobytes())
@@ -228,7 +229,14 @@ def _encode(
     if not isinstance(response, str):
         raise _BadLine(f"response is no string but {type(response).__name__}")
     prompt_ids = encode_prompt(prompt, tokenizer)
-    return prompt_ids, tuple(tokenizer.encode(response, add_special_tokens=False))
+    return prompt_ids, _tokens(response, tokenizer)
+
+
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    try:
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+    except (TypeError, UnicodeError) as error:  # half an emoji is valid JSON, but no text
+        raise _BadLine(f"its text cannot be tokenized ({error})") from None
 
 
 def encode_prompt(
@@ -245,7 +253,7 @@ def encode_prompt(
         ValueError: neither of both, or a chat template that is missing or refuses it.
     """
     if isinstance(prompt, str):
-        return tuple(tokenizer.encode(prompt, add_special_tokens=False))
+        return _tokens(prompt, tokenizer)
     messages = list(prompt) if isinstance(prompt, Sequence) else []
     if not messages or not all(
         isinstance(message, Mapping)
@@ -262,7 +270,7 @@ def encode_prompt(
         )
     except Exception as error:  # templates are Jinja programs: they raise what they like
         raise _BadLine(f"the chat template refuses the messages ({error})") from None
-    return tuple(tokenizer.encode(str(text), add_special_tokens=False))
+    return _tokens(str(text), tokenizer)
 
 
 def _check(response: Response, limits: Limits) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from entropylens.errors import AnalysisFilesError, SettingError
 from entropylens.files import make_directory, write_text, write_whole
+from entropylens.quantities import DELTAS, READINGS, prefix_of, quantities_of
 from entropylens.recommend import Profile, Recommendation, recommend
 from entropylens.resampling import RESAMPLES, prompt_sums
 from entropylens.stages import Stages
@@ -22,38 +23,13 @@ from entropylens.stages import Stages
 if TYPE_CHECKING:
     from entropylens.plots import Plots
 
-__all__ = ["READINGS", "SCHEMA_VERSION", "Analysis", "quantities_of"]
+__all__ = ["SCHEMA_VERSION", "Analysis"]
 
 SCHEMA_VERSION = 1
-READINGS = ("raw", "normed")
-
-_KEYS = ("response_id", "prompt_id", "task", "layer", "num_tokens", "truncated")
-_POLICY = ("policy_entropy", "policy_nll")
-_GEOMETRY = (
-    *("cos_attn", "cos_ffn", "cos_final"),
-    *("rms_layer", "rms_attn", "rms_ffn", "rms_attn_in", "rms_mid", "rms_ffn_in"),
-)
-_ENTROPIES = ("entropy_layer", "entropy_attn", "entropy_ffn")
-_DELTAS = ("delta_layer", "delta_attn", "delta_ffn")
-_KNOWS = ("nll_layer", "agree_layer", "kl_layer")
-_CONTROL = ("control_delta_attn", "control_delta_ffn")
-_STEPS = ("step_attn", "step_ffn")
 
 #: Error of a layer's mean entropy change that the dtype itself brings, in nats.
 _FLOORS = {"float64": 1e-6, "float32": 2e-4}
 _HALF_PRECISION_FLOOR = 1e-2
-
-
-def quantities_of(reading: str) -> tuple[str, ...]:
-    """The per-layer quantities of a reading (raw | normed | both), in the files' order."""
-    raw = (*_ENTROPIES, *_DELTAS)
-    normed = tuple(f"normed_{name}" for name in (*_ENTROPIES, *_DELTAS, *_STEPS, *_KNOWS))
-    return (
-        *(raw if reading != "normed" else ()),
-        *_GEOMETRY,
-        *((*_KNOWS, *_CONTROL) if reading != "normed" else ()),
-        *(normed if reading != "raw" else ()),
-    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +120,7 @@ class Analysis:
         frame = pd.DataFrame(sums.means(), columns=list(names))
         frame.insert(0, "layer", range(1, self.num_layers + 1))
         frame.insert(1, "mixer", list(self.mixers))
-        deltas = [_prefix(reading) + name for reading in self.readings for name in _DELTAS]
+        deltas = [prefix_of(reading) + name for reading in self.readings for name in DELTAS]
         low, high = prompt_sums(self.responses, deltas).draw(RESAMPLES, self.seed).studentised()
         for place, name in enumerate(deltas):
             frame[f"{name}_low"], frame[f"{name}_high"] = low[:, place], high[:, place]
@@ -192,7 +168,7 @@ class Analysis:
                 choices = ", ".join(str(choice) for choice in known)
                 raise SettingError(f"no {what} {value!r} here", f"choose one of {choices}")
         frame = self.responses if task is None else self.responses[self.responses["task"] == task]
-        name = _prefix(reading) + "delta_ffn"
+        name = prefix_of(reading) + "delta_ffn"
         sums = prompt_sums(frame, [name])
         control = None
         if reading == "raw":
@@ -204,11 +180,13 @@ class Analysis:
             control=control,
         )
         found = recommend(profile, reading=reading, rule=rule, seed=self.seed)
+        if self.num_layers < 2:
+            return found
         return found.with_note(self._how_well(found.layer, reading, frame))
 
     def _how_well(self, layer: int | None, reading: str, frame: pd.DataFrame) -> str:
         """How well pi_l knows the text, in a sentence."""
-        names = [f"{_prefix(reading)}nll_layer", f"{_prefix(reading)}agree_layer"]
+        names = [f"{prefix_of(reading)}nll_layer", f"{prefix_of(reading)}agree_layer"]
         known = prompt_sums(frame, names).means()
         uniform = math.log(self.vocab_size)
         place = layer if layer is not None else int(np.argmin(known[:-1, 0])) + 1
@@ -219,7 +197,7 @@ class Analysis:
         )
         return (
             f"{who} gives the produced tokens an NLL of {nll:.1f} nats ({verdict}) and shares the "
-            f"model's top token at {agree:.0%} of positions."
+            f"model's top token at {agree:.1%} of positions."
         )
 
     @property
@@ -318,7 +296,7 @@ class Analysis:
         except FileNotFoundError as error:
             raise AnalysisFilesError(
                 f"{str(path)!r} holds no finished analysis "
-                f"({Path(error.filename).name} is missing)",
+                f"({Path(error.filename or 'responses.parquet').name} is missing)",
                 "name a directory that `entropylens analyze -o` wrote",
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -333,7 +311,3 @@ _SAVED_FIELDS = (
     *("model", "revision", "num_layers", "vocab_size", "dtype", "reading", "kernel", "mixers"),
     *("skipped", "seed", "versions"),
 )
-
-
-def _prefix(reading: str) -> str:
-    return "normed_" if reading == "normed" else ""

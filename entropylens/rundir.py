@@ -31,7 +31,7 @@ OWN_FILES = (
     "report.html",
     "completions.jsonl",
 )
-OWN_DIRECTORIES = (PARTS, "figures")
+OWN_FIGURES = "figures/figure[0-9]*_*.p[nd][gf]"
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -74,7 +74,7 @@ class RunDirectory:
         A part that cannot be read is dropped, and its responses are measured again.
         """
         frames = []
-        for part in sorted((self.path / PARTS).glob("*.parquet")):
+        for part in sorted((self.path / PARTS).glob("[0-9]*.parquet")):
             try:
                 frames.append(pd.read_parquet(part))
             except (OSError, ValueError) as error:
@@ -99,20 +99,26 @@ def open_run(path: Path, settings: Mapping[str, Any], *, force: bool = False) ->
     Args:
         path: made if it does not exist.
         settings: everything that the run's results depend on.
-        force: remove another run's files first. Files that no run writes are never touched.
+        force: start anew: remove a run's files first, but none that no run writes.
 
     Raises:
         OutputDirectoryError: it holds something else, or cannot be written.
     """
     mark = fingerprint(settings)
     run_file = path / RUN_FILE
-    if path.exists() and not path.is_dir():
-        raise OutputDirectoryError(
-            f"{str(path)!r} is a file", "choose a directory for the run with -o"
-        )
-    if path.is_dir() and any(path.iterdir()):
+    try:
+        occupied = path.exists()
+        if occupied and not path.is_dir():
+            raise OutputDirectoryError(
+                f"{str(path)!r} is a file", "choose a directory for the run with -o"
+            )
+        # What a killed write left aside begins with a dot and counts for nothing.
+        occupied = occupied and any(not one.name.startswith(".") for one in path.iterdir())
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if occupied:
         found = _read_mark(run_file)
-        if found == mark:
+        if found == mark and not force:
             return RunDirectory(path)
         if not force:
             what = "something else" if found is None else "a run with other settings"
@@ -120,7 +126,8 @@ def open_run(path: Path, settings: Mapping[str, Any], *, force: bool = False) ->
                 f"{str(path)!r} holds {what}",
                 "choose another directory with -o, or pass --force to replace that run",
             )
-        _clear(path)
+        if found is not None:
+            _clear(path)
     make_directory(path)
     content = {"fingerprint": mark, "settings": dict(settings)}
     write_text(run_file, json.dumps(content, indent=2, sort_keys=True) + "\n")
@@ -136,10 +143,9 @@ def _read_mark(run_file: Path) -> str | None:
 
 def _clear(path: Path) -> None:
     try:
-        for name in OWN_FILES:
-            (path / name).unlink(missing_ok=True)
-        for name in OWN_DIRECTORIES:
-            if (path / name).is_dir():
-                shutil.rmtree(path / name)
+        if (path / PARTS).is_dir():
+            shutil.rmtree(path / PARTS)
+        for file in [*(path / name for name in OWN_FILES), *path.glob(OWN_FIGURES)]:
+            file.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error

@@ -38,6 +38,8 @@ UNCLEAR = 0.1
 FAIR_COINS = 0.005
 #: A size is not modelled more finely than this share of it.
 SIZE_GRAIN = 0.06
+#: Profiles weighed at a time; bounds the memory.
+CHUNK = 32
 _SIZES = np.geomspace(1e-4, 1e2, 180)
 _MEDIANS = np.geomspace(1e-3, 3e1, 22)
 _SPREADS = np.array([0.15, 0.3, 0.6, 0.9])
@@ -114,8 +116,15 @@ def cut_weights(profiles: Array, errors: Array) -> Array:
         [resamples, L + 1, L + 1]: weight of (b1, b2), 0 where b1 > b2; each resample sums to 1.
     """
     profiles = np.atleast_2d(profiles)
-    layers = profiles.shape[1]
     error = np.broadcast_to(errors, profiles.shape)
+    chunks = range(0, len(profiles), CHUNK)
+    return np.concatenate(
+        [_cut_weights(profiles[at : at + CHUNK], error[at : at + CHUNK]) for at in chunks]
+    )
+
+
+def _cut_weights(profiles: Array, error: Array) -> Array:
+    layers = profiles.shape[1]
     variance = error**2 + (SIZE_GRAIN * profiles) ** 2 + (0.5 * _SIZES[0]) ** 2
     positive = _normal(profiles[..., None], _SIZES, variance[..., None])
     negative = _normal(-profiles[..., None], _SIZES, variance[..., None])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from entropylens.anatomy import Anatomy
 from entropylens.capture import capture, evaluating
-from entropylens.errors import DecompositionError
+from entropylens.errors import DecompositionError, NonFiniteStatesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,10 +65,17 @@ class Verification:
         """Raise what a user should see where the decomposition does not hold.
 
         Raises:
-            DecompositionError: naming the worst layer, or the logits.
+            NonFiniteStatesError: naming the first layer whose states are NaN or infinite.
+            DecompositionError: naming the first layer that fails, or the logits.
         """
         if self.holds:
             return
+        for layer, error in enumerate(self.stream_errors, start=1):
+            if not math.isfinite(error):
+                raise NonFiniteStatesError(
+                    f"the states of layer {layer} are NaN or infinite on a trial input",
+                    "check the weights, or load the model with --dtype float32",
+                )
         remedy = (
             "the model adds something that its family's spec does not name; describe it with "
             "entropylens.register(), and see `entropylens doctor MODEL` for each layer's error"

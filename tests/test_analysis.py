@@ -92,7 +92,8 @@ def test_kill_9_in_the_middle(model_directory, tmp_path, after):
     assert not (tmp_path / "cut" / "analysis.json").exists()
 
     options = {
-        "num_prompts": 6, "template": "plain", "sampling": Sampling(1, 12), "batch_tokens": 14, "progress": False
+        "num_prompts": 6, "template": "plain", "sampling": Sampling(1, 12),
+        "batch_tokens": 14, "progress": False,
     }  # fmt: skip
     rewritten = []
     from entropylens.rundir import RunDirectory
@@ -171,8 +172,14 @@ def test_an_allocation_that_fails_names_the_smaller_setting(responses, monkeypat
 
 def test_senseless_settings(responses):
     model = tiny_model("llama")
-    with pytest.raises(SettingError, match="no reading"):
-        entropylens.analyze(model, responses, reading="both of them")
+    for wrong, says in (
+        ({"reading": "both of them"}, "no reading"),
+        ({"kernel": "triton"}, "no kernel"),
+        ({"seed": -1}, "seed is -1"),
+        ({"template": "chat"}, "not both"),
+    ):
+        with pytest.raises(SettingError, match=says):
+            entropylens.analyze(model, responses, **wrong)
     with pytest.raises(SettingError, match="batch_tokens"):
         entropylens.analyze(model, responses, batch_tokens=0, progress=False)
     with pytest.raises(SettingError, match="not both"):

@@ -8,7 +8,7 @@ from tiny import tiny_model
 
 import entropylens
 from entropylens.policy import entropy_float64
-from entropylens.results import quantities_of
+from entropylens.quantities import quantities_of
 
 
 @pytest.mark.parametrize("batch_tokens", [5, 512])

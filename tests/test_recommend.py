@@ -56,6 +56,8 @@ def test_the_literal_rule_is_always_there():
     assert "names layer 32" in found.reason
     literal = answer(profile, rule="paper")
     assert (literal.layer, literal.rule) == (32, "paper")
+    assert literal.stages == found.stages
+    assert literal.reason.startswith("Layer 32 is the last below L")
     assert paper_rule_layer(np.array([-1.0, -1.0, 5.0])) is None
 
 
@@ -79,7 +81,7 @@ def test_a_boundary_that_the_data_cannot_tell_names_both():
     found = recommend(studied(random, truth, prompts=24, spread=0.6))
     named = {found.layer} | {other.layer for other in found.alternatives}
     assert {6, 7} <= named
-    assert found.stability < 0.95
+    assert found.stability < 0.9
     assert "do not settle it" in found.reason
     shares = found.stability + sum(other.share for other in found.alternatives)
     assert shares == pytest.approx(1.0, abs=0.1)
@@ -109,7 +111,7 @@ def test_too_few_prompts_are_said_with_how_many_would_do():
     noisy = recommend(studied(random, three_stages(random), prompts=24, spread=4.0))
     assert noisy.stability < 0.9
     assert noisy.prompts_needed > 24
-    assert f"About {noisy.prompts_needed} prompts" in noisy.reason
+    assert f"about {noisy.prompts_needed} would do" in noisy.reason
     many = recommend(studied(random, three_stages(random), prompts=200, spread=0.1))
     assert many.prompts_needed is None
 

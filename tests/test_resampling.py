@@ -58,12 +58,13 @@ def test_simultaneous_intervals_cover_all_layers_at_once():
     assert hits / 200 >= 0.9
 
 
-def test_one_prompt_has_no_interval():
-    sums = draw_sums(np.random.default_rng(3), 1)
-    low, high = sums.draw(50, 0).studentised()
-    assert np.isnan(low).all()
-    assert np.isnan(high).all()
-    assert np.isnan(sums.standard_errors()).all()
+def test_one_or_two_prompts_have_no_interval():
+    for prompts in (1, 2):
+        sums = draw_sums(np.random.default_rng(3), prompts)
+        low, high = sums.draw(50, 0).studentised()
+        assert np.isnan(low).all()
+        assert np.isnan(high).all()
+        assert np.isnan(sums.standard_errors()).all() == (prompts == 1)
 
 
 def test_a_constant_has_an_interval_of_no_width():

@@ -65,6 +65,7 @@ def test_ids_and_text_are_read(write):
         ({"prompt": [{"role": "user"}], "response": "a"}, "neither a string nor messages"),
         ({"prompt": "", "response": "a"}, "the prompt is empty"),
         ({"prompt": "a", "response": ""}, "the response is empty"),
+        ('{"prompt": "a", "response": "\\ud83d"}', "cannot be tokenized"),
     ],
 )
 def test_a_bad_line_is_named(write, line, says):

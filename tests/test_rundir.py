@@ -30,10 +30,30 @@ def test_force_never_touches_foreign_files(tmp_path):
     (tmp_path / "thesis.tex").write_text("all of it")
     with pytest.raises(OutputDirectoryError, match="something else"):
         open_run(tmp_path, {})
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "mine.png").write_text("drawn by hand")
     run = open_run(tmp_path, {}, force=True)
     run.add(rows(1))
+    (tmp_path / "figures" / "figure2_flow.png").write_text("drawn by a run")
     open_run(tmp_path, {"other": 1}, force=True)
     assert (tmp_path / "thesis.tex").read_text() == "all of it"
+    assert [file.name for file in (tmp_path / "figures").iterdir()] == ["mine.png"]
+
+
+def test_force_starts_anew_with_the_same_settings_too(tmp_path):
+    open_run(tmp_path / "run", {}).add(rows(1))
+    assert open_run(tmp_path / "run", {}, force=True).finished() is None
+
+
+def test_what_a_killed_write_left_aside_counts_for_nothing(tmp_path):
+    run = open_run(tmp_path / "run", {})
+    run.add(rows(1))
+    part = next((tmp_path / "run" / "parts").iterdir())
+    part.rename(part.with_name(f".{part.stem}.77.parquet"))
+    assert run.finished() is None
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".run.77.json").write_text("{")
+    assert open_run(tmp_path / "new", {}).finished() is None
 
 
 def test_a_broken_part_is_measured_again(tmp_path):

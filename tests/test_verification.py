@@ -3,7 +3,7 @@ import torch
 from tiny import FAMILIES, tiny_model
 
 from entropylens.anatomy import anatomy_of
-from entropylens.errors import DecompositionError
+from entropylens.errors import DecompositionError, NonFiniteStatesError
 from entropylens.verification import verify
 
 
@@ -49,4 +49,7 @@ def test_an_unknown_output_transform_is_found(llama):
 def test_nan_does_not_pass(llama):
     with torch.no_grad():
         llama.model.layers[1].mlp.down_proj.weight.fill_(float("nan"))
-    assert not verify(llama, anatomy_of(llama)).holds
+    found = verify(llama, anatomy_of(llama))
+    assert not found.holds
+    with pytest.raises(NonFiniteStatesError, match="layer 2 are NaN"):
+        found.raise_if_broken()

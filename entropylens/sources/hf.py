@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from entropylens.errors import (
     SettingError,
     WeightsError,
 )
+from entropylens.memory import is_allocation_failure
 from entropylens.sources.subject import Subject
 from entropylens.verification import verify
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["load", "wrap"]
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,7 +48,7 @@ def load(
     Args:
         model: a Hub id, a directory with safetensors, or a GGUF file.
         dtype: auto (float32 on a CPU, the checkpoint's own on a GPU) or a torch dtype's name.
-        device: auto (cuda, else mps, else cpu) or a torch device.
+        device: auto (cuda, else cpu) or a torch device with float64, which mps has not.
         revision: branch, tag or commit on the Hub.
         trust_remote_code: let the repository's own Python code run.
         name: what to call it; by default `model`.
@@ -121,15 +125,13 @@ def pick_device(device: str) -> torch.device:
         SettingError: no such device here.
     """
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, dtype=torch.float64, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise SettingError(
-            f"device {device!r} cannot be used ({str(error).splitlines()[0]})",
+            f"device {device!r} cannot be used ({str(error).strip()})",
             "pass --device cpu, or see `entropylens doctor` for the devices here",
         ) from error
     return place
@@ -245,15 +247,17 @@ def _load_tokenizer(
     source: str, path: Path | None, options: dict[str, Any]
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer, or None where the model came without a usable one: ids still work."""
-    if "gguf_file" in options and path is not None:
-        from entropylens.sources.gguf import load_gguf_tokenizer
-
-        return load_gguf_tokenizer(path)
     from transformers import AutoTokenizer
 
+    from entropylens.sources.gguf import load_gguf_tokenizer
+
     try:
+        if "gguf_file" in options and path is not None:
+            return load_gguf_tokenizer(path)
         return AutoTokenizer.from_pretrained(source, **options)
-    except Exception:  # transformers raises anything from OSError to AttributeError here
+    except Exception as error:  # transformers raises anything from OSError to AttributeError here
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        logger.warning("%s comes without a usable tokenizer (%s)", source, why)
         return None
 
 
@@ -266,6 +270,7 @@ def _explained(name: str) -> Any:
         HFValidationError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
     from safetensors import SafetensorError
 
@@ -273,12 +278,12 @@ def _explained(name: str) -> Any:
         yield
     except EntropyLensError:
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise AllocationError(
-            f"not enough memory to load {name!r}", "choose --dtype bfloat16 or a smaller model"
-        ) from error
     except Exception as error:  # transformers wraps the Hub's errors in OSError and ValueError
         causes = list(_causes(error))
+        if is_allocation_failure(error):
+            raise AllocationError(
+                f"not enough memory to load {name!r}", "choose --dtype bfloat16 or a smaller model"
+            ) from error
         if any(isinstance(cause, GatedRepoError) for cause in causes) or "gated repo" in str(error):
             raise ModelAccessError(
                 f"model {name!r} is gated",
@@ -294,6 +299,10 @@ def _explained(name: str) -> Any:
                 f"model {name!r} is neither a path here nor a model on the Hub",
                 "check its spelling; for a private one log in: hf auth login",
             ) from error
+        if any(isinstance(cause, RevisionNotFoundError) for cause in causes):
+            raise ModelNotFoundError(
+                f"model {name!r} has no such revision", "check --revision on its Hub page"
+            ) from error
         unreachable = (HfHubHTTPError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
         if any(isinstance(cause, unreachable) for cause in causes) or "connect to" in str(error):
             raise ModelNotFoundError(
@@ -302,7 +311,7 @@ def _explained(name: str) -> Any:
             ) from error
         if isinstance(error, OSError | ValueError | KeyError | RuntimeError):
             raise WeightsError(
-                f"model {name!r} cannot be loaded ({str(error).splitlines()[0]})",
+                f"model {name!r} cannot be loaded ({str(error).strip()[:300]})",
                 "check the directory, or see the whole error with --debug",
             ) from error
         raise

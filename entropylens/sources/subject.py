@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -51,11 +52,16 @@ class Subject:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of its configuration and of a sample of every parameter."""
-        digest = hashlib.sha256(self.model.config.to_json_string(use_diff=False).encode())
+        """A digest of its configuration, and of every parameter's sum and a sample of it."""
+        config = self.model.config.to_dict()
+        for unimportant in ("_name_or_path", "transformers_version", "_attn_implementation"):
+            config.pop(unimportant, None)
+        text = json.dumps(config, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode())
         for name, parameter in self.model.named_parameters():
             flat = parameter.detach().reshape(-1)
             sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
             digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
             digest.update(torch.nan_to_num(sample).numpy().tobytes())
+            digest.update(f"{float(flat.sum(dtype=torch.float32)):.6g}".encode())
         return digest.hexdigest()[:32]
