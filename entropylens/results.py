@@ -15,8 +15,9 @@ import pandas as pd
 
 from entropylens.errors import AnalysisFilesError, SettingError
 from entropylens.files import make_directory, write_text, write_whole
+from entropylens.profile import Profile
 from entropylens.quantities import DELTAS, READINGS, prefix_of, quantities_of
-from entropylens.recommend import Profile, Recommendation, recommend
+from entropylens.recommend import Recommendation, recommend
 from entropylens.resampling import RESAMPLES, prompt_sums
 from entropylens.stages import Stages
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 from scipy.stats import binom
 
-__all__ = ["STAGES", "Stages", "cut_weights", "stages_of"]
+__all__ = ["STAGES", "Stages", "cut_weights", "layer_shares", "stages_of"]
 
 STAGES = ("exploration", "integration", "convergence")
 
@@ -103,6 +103,21 @@ def stages_of(exploration_end: int, integration_end: int, num_layers: int) -> St
         span(exploration_end, integration_end),
         span(integration_end, num_layers),
     )
+
+
+def layer_shares(weights: Array) -> dict[int | None, float]:
+    """Weight of each target layer: no exploration is None, exploration to the end is L - 1.
+
+    Args:
+        weights: [L + 1, L + 1], one profile's of `cut_weights`.
+    """
+    by_cut = weights.sum(1)
+    last = len(by_cut) - 1
+    shares: dict[int | None, float] = {None: float(by_cut[0])}
+    for cut in range(1, last + 1):
+        answer = min(cut, last - 1) or None
+        shares[answer] = shares.get(answer, 0.0) + float(by_cut[cut])
+    return shares
 
 
 def cut_weights(profiles: Array, errors: Array) -> Array:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from entropylens.recommend import Profile
+from entropylens.profile import Profile
 from entropylens.resampling import PromptSums
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from profiles import block, isolated, negative, positive, studied, three_stages, weak_llama
 
-from entropylens.recommend import Profile, paper_rule_layer, recommend
+from entropylens.profile import Profile
+from entropylens.recommend import paper_rule_layer, recommend
 from entropylens.resampling import PromptSums
 
 

@@ -153,7 +153,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
 def _local_path(model: str) -> Path | None:
     """The path that a name means, or None where it can only be a Hub id."""
     path = Path(model).expanduser()
-    if path.exists():
+    if model.strip() and path.exists():
         return path
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
     if looks_local or model.endswith((".gguf", ".safetensors")) or not model.strip():

@@ -1,0 +1,64 @@
+import pytest
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+from entropylens.errors import (
+    AllocationError,
+    ModelAccessError,
+    ModelNotFoundError,
+    WeightsError,
+)
+from entropylens.sources import hf
+
+
+@pytest.mark.parametrize(
+    ("cause", "outer", "expected", "says"),
+    [
+        (
+            GatedRepoError,
+            "You are trying to access a gated repo.",
+            ModelAccessError,
+            "hf auth login",
+        ),
+        (
+            RepositoryNotFoundError,
+            "not a valid model",
+            ModelNotFoundError,
+            "nor a model on the Hub",
+        ),
+        (RevisionNotFoundError, "not a valid git id", ModelNotFoundError, "no such revision"),
+        (
+            ConnectionError,
+            "We couldn't connect to the Hub",
+            ModelNotFoundError,
+            "cannot be reached",
+        ),
+        (ValueError, "odd config", WeightsError, "odd config"),
+        (RuntimeError, "DefaultCPUAllocator: can't allocate memory", AllocationError, "bfloat16"),
+    ],
+)
+def test_what_the_hub_says_becomes_a_remedy(cause, outer, expected, says, monkeypatch):
+    def fail(*_args):
+        try:
+            raise cause.__new__(cause)
+        except cause as error:
+            raise OSError(outer) from error
+
+    monkeypatch.setattr(hf, "_load_config", fail)
+    with pytest.raises(expected, match=says) as caught:
+        hf.load("org/model")
+    assert "'org/model'" in caught.value.line
+
+
+@pytest.mark.parametrize("name", ["./x", "/x/y", "~/x", "a/b/c", "model.gguf", ""])
+def test_a_path_never_goes_to_the_network(name, monkeypatch):
+    monkeypatch.setattr(hf, "_load_config", lambda *_args: pytest.fail("asked the Hub"))
+    with pytest.raises(ModelNotFoundError, match="does not exist"):
+        hf.load(name)
+
+
+def test_a_directory_is_loaded_as_it_was_saved(model_directory):
+    subject = hf.load(model_directory)
+    assert subject.dtype == "float32"
+    assert subject.tokenizer.encode("ab")
+    assert subject.fingerprint == hf.load(model_directory).fingerprint
+    assert hf.load(model_directory, dtype="bfloat16").dtype == "bfloat16"
