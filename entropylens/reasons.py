@@ -114,6 +114,8 @@ def opening(layer: int | None, stages: Stages, profile: Profile) -> str:
         )
         if span is not None
     )
+    if layer is not None and stages.exploration != (1, layer):
+        return f"Layer {layer} is the last inner layer of an exploration without end ({spans})."
     if layer is not None:
         return f"Layer {layer} ends the exploration stage (layers: {spans})."
     negative = profile.clearly_negative()

@@ -40,6 +40,7 @@ def test_never_the_final_layer():
         assert found.layer == layers - 1
         assert found.applies == "no"
         assert "penultimate policy collapsed" in found.reason
+        assert "exploration without end" in found.reason
     assert answer(np.array([1.0])).layer is None
 
 

@@ -31,6 +31,8 @@ __all__ = ["load", "wrap"]
 
 logger = logging.getLogger(__name__)
 
+_TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab.*")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -251,6 +253,10 @@ def _load_tokenizer(
 
     from entropylens.sources.gguf import load_gguf_tokenizer
 
+    # Without these transformers may make up an empty tokenizer of the model's family.
+    if path is not None and path.is_dir() and not any(map(list, map(path.glob, _TOKENIZER_FILES))):
+        logger.warning("%s holds no tokenizer: it can read token ids only", source)
+        return None
     try:
         if "gguf_file" in options and path is not None:
             return load_gguf_tokenizer(path)

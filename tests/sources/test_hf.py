@@ -1,5 +1,9 @@
+import json
+
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from tiny import tiny_model
 
 from entropylens.errors import (
     AllocationError,
@@ -62,3 +66,30 @@ def test_a_directory_is_loaded_as_it_was_saved(model_directory):
     assert subject.tokenizer.encode("ab")
     assert subject.fingerprint == hf.load(model_directory).fingerprint
     assert hf.load(model_directory, dtype="bfloat16").dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+def test_a_directory_without_a_tokenizer_can_read_ids(family, tmp_path):
+    tiny_model(family).save_pretrained(tmp_path)
+    assert hf.load(tmp_path).tokenizer is None
+
+
+def test_a_checkpoint_of_the_decoder_with_tied_weights_is_whole(tmp_path):
+    """As openai-community/gpt2 ships: no lm_head, no prefix."""
+    model = tiny_model("gpt2")
+    model.transformer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["architectures"] = ["GPT2LMHeadModel"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weight = hf.load(tmp_path).anatomy.unembedding.weight
+    assert torch.equal(weight, model.lm_head.weight)
+
+
+def test_shards_are_checked_one_by_one(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path, max_shard_size="20KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    hf.load(tmp_path)
+    shards[1].unlink()
+    with pytest.raises(WeightsError, match=shards[1].name):
+        hf.load(tmp_path)
