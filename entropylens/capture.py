@@ -73,13 +73,21 @@ class _Catcher:
     def __init__(self, anatomy: Anatomy, positions: Int[Tensor, " positions"]) -> None:
         self.anatomy = anatomy
         self.positions = positions
-        self.caught: dict[tuple[str, int], Tensor] = {}
+        self.caught: dict[str, Tensor] = {}
 
     def _keep(self, site: str, place: int, hidden: Tensor) -> None:
         flat = hidden.detach().reshape(-1, hidden.shape[-1])
-        kept = flat.index_select(0, self.positions.to(flat.device))
-        # A sharded model has layers on several devices; all policies are read at E_u's.
-        self.caught[site, place] = kept.to(self.anatomy.unembedding.weight.device)
+        if site not in self.caught:
+            # One block a site: kept tensors between freed ones would tear the heap to pieces.
+            places = 1 if site in ("embedding", "final") else self.anatomy.num_layers
+            self.caught[site] = torch.full(
+                (places, len(self.positions), flat.shape[-1]),
+                torch.nan,
+                dtype=flat.dtype,
+                # A sharded model has layers on several devices; all policies are read at E_u's.
+                device=self.anatomy.unembedding.weight.device,
+            )
+        self.caught[site][place] = flat.index_select(0, self.positions.to(flat.device))
 
     def on_input(self, module: nn.Module, site: str, place: int) -> RemovableHandle:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -122,16 +130,16 @@ class _Catcher:
 
     def states(self) -> States:
         def per_layer(site: str) -> tuple[Tensor, ...]:
-            return tuple(self.caught[site, place] for place in range(self.anatomy.num_layers))
+            return tuple(self.caught[site].unbind(0))
 
         return States(
-            embedding=self.caught["embedding", 0],
+            embedding=self.caught["embedding"][0],
             attn_in=per_layer("attn_in"),
             attn_out=per_layer("attn_out"),
             ffn_in=per_layer("ffn_in"),
             ffn_out=per_layer("ffn_out"),
             stream_out=per_layer("stream_out"),
-            final=self.caught["final", 0],
+            final=self.caught["final"][0],
         )
 
 

@@ -50,14 +50,10 @@ class NormControl:
         statistics = Accumulator(len(norms), DIRECTIONS, device)
         for tile in unembedding.tiles(dtype):
             linear = directions @ tile.weight.T
-            parts = [
-                body(linear * float(norm), tile.bias, unembedding.transform, None) for norm in norms
-            ]
-            statistics.add(
-                torch.stack([part.maximum for part in parts]),
-                torch.stack([part.total for part in parts]),
-                torch.stack([part.weighted for part in parts]),
-            )
+            for site, norm in enumerate(norms):
+                part = body(linear * float(norm), tile.bias, unembedding.transform, None)
+                statistics.put(site, part)
+            statistics.merge()
         self._root_width = math.sqrt(unembedding.d_model)
         self._log_range = (math.log(norms[0]), math.log(norms[-1]))
         self._curve = PchipInterpolator(

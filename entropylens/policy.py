@@ -152,7 +152,7 @@ EAGER = EagerBody()
 
 
 class Accumulator:
-    """Merges tile statistics of many sites, in float64.
+    """Merges tile statistics of many sites, in float64: `put` each site of a tile, then `merge`.
 
     Attributes:
         maximum, total, weighted: [sites, positions] running statistics.
@@ -163,24 +163,27 @@ class Accumulator:
         self.maximum = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         self.total = torch.zeros(shape, dtype=torch.float64, device=device)
         self.weighted = torch.zeros(shape, dtype=torch.float64, device=device)
+        # Filled in place: small tensors kept between freed tiles would tear the heap to pieces.
+        self._tile = torch.zeros((3, *shape), dtype=torch.float64, device=device)
 
-    def add(
-        self,
-        maximum: Float[Tensor, "sites positions"],
-        total: Float[Tensor, "sites positions"],
-        weighted: Float[Tensor, "sites positions"],
-    ) -> None:
-        """Take in the statistics of one more tile."""
-        tile_max = maximum.double()
+    def put(self, site: int, part: TileStatistics) -> None:
+        """Note what one tile says of one site."""
+        self._tile[0, site] = part.maximum
+        self._tile[1, site] = part.total
+        self._tile[2, site] = part.weighted
+
+    def merge(self) -> None:
+        """Take in the tile whose sites were all put."""
+        tile_max, total, weighted = self._tile
         top = torch.maximum(self.maximum, tile_max)
         # Before the first tile the running maximum is -inf and its sums are zero.
         old_shift = torch.where(self.total > 0, self.maximum - top, torch.zeros_like(top))
         new_shift = tile_max - top
         old_scale, new_scale = old_shift.exp(), new_shift.exp()
         self.weighted = old_scale * (self.weighted + self.total * old_shift) + new_scale * (
-            weighted.double() + total.double() * new_shift
+            weighted + total * new_shift
         )
-        self.total = old_scale * self.total + new_scale * total.double()
+        self.total = old_scale * self.total + new_scale * total
         self.maximum = top
 
     def entropy(self) -> Float[Tensor, "sites positions"]:
@@ -236,7 +239,8 @@ def policy_head(
         best = torch.maximum(best, tile_best)
         chosen = pick(logits, tokens, tile, chosen)
         part = body(linear, tile.bias, unembedding.transform, None)
-        statistics.add(part.maximum[None], part.total[None], part.weighted[None])
+        statistics.put(0, part)
+        statistics.merge()
     log_normalizer = statistics.log_normalizer()[0]
     return PolicyHead(statistics.entropy()[0], log_normalizer - chosen, log_normalizer, top)
 
@@ -272,7 +276,8 @@ def entropy(
     statistics = Accumulator(1, len(states), states.device)
     for tile in unembedding.tiles(dtype, vocab_tile):
         part = body(states @ tile.weight.T, tile.bias, unembedding.transform, None)
-        statistics.add(part.maximum[None], part.total[None], part.weighted[None])
+        statistics.put(0, part)
+        statistics.merge()
     return statistics.entropy()[0]
 
 

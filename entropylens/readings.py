@@ -208,7 +208,6 @@ def read_policies(
         own = final @ weight
         log_probs = transform(own if tile.bias is None else own + tile.bias) - normalizer
         probs = log_probs.clamp_min_(SHIFT_FLOOR).exp_()
-        module_parts, stream_parts = [], []
         running = start @ weight
         for index, layer in enumerate([None, *layers]):
             if layer is not None:
@@ -217,7 +216,7 @@ def read_policies(
                     linear = flat[first + offset].to(dtype) @ weight
                     if layer.stream is None and offset >= num_plain:
                         running += linear
-                    module_parts.append(body(linear, tile.bias, transform, None))
+                    modules.put(first + offset, body(linear, tile.bias, transform, None))
                 if layer.stream is not None:
                     running = layer.stream.to(dtype) @ weight
             chosen[index] = pick(running, tokens, tile, chosen[index])
@@ -225,13 +224,9 @@ def read_policies(
             part = body(running, tile.bias, transform, probs)
             assert part.dot is not None  # probs were given
             dot[index] += part.dot
-            stream_parts.append(part)
-        for accumulator, parts in ((modules, module_parts), (stream, stream_parts)):
-            accumulator.add(
-                torch.stack([part.maximum for part in parts]),
-                torch.stack([part.total for part in parts]),
-                torch.stack([part.weighted for part in parts]),
-            )
+            stream.put(index, part)
+        modules.merge()
+        stream.merge()
         on_tile()
 
     if unembedding.bias is not None:
