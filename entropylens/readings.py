@@ -37,23 +37,25 @@ def geometry(states: States) -> Quantities:
         `rms_layer, rms_attn, rms_ffn, rms_attn_in, rms_mid, rms_ffn_in, cos_attn, cos_ffn,
         cos_final`, in float64.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in GEOMETRY}
     last = states.stream_out[-1].double()
+    shape = (states.num_layers, len(last))
+    # Filled in place, as in Accumulator: small tensors kept between large ones tear the heap.
+    found = {name: torch.zeros(shape, dtype=last.dtype, device=last.device) for name in GEOMETRY}
     for place in range(states.num_layers):
         stream_in = states.stream_in(place).double()
         mid = states.stream_mid(place).double()
         attn, ffn = states.attn_out[place].double(), states.ffn_out[place].double()
         out = states.stream_out[place].double()
-        found["rms_layer"].append(_rms(out))
-        found["rms_attn"].append(_rms(attn))
-        found["rms_ffn"].append(_rms(ffn))
-        found["rms_attn_in"].append(_rms(states.attn_in[place].double()))
-        found["rms_mid"].append(_rms(mid))
-        found["rms_ffn_in"].append(_rms(states.ffn_in[place].double()))
-        found["cos_attn"].append(torch.cosine_similarity(attn, stream_in, dim=-1))
-        found["cos_ffn"].append(torch.cosine_similarity(ffn, mid, dim=-1))
-        found["cos_final"].append(torch.cosine_similarity(out, last, dim=-1))
-    return {name: torch.stack(rows) for name, rows in found.items()}
+        found["rms_layer"][place] = _rms(out)
+        found["rms_attn"][place] = _rms(attn)
+        found["rms_ffn"][place] = _rms(ffn)
+        found["rms_attn_in"][place] = _rms(states.attn_in[place].double())
+        found["rms_mid"][place] = _rms(mid)
+        found["rms_ffn_in"][place] = _rms(states.ffn_in[place].double())
+        found["cos_attn"][place] = torch.cosine_similarity(attn, stream_in, dim=-1)
+        found["cos_ffn"][place] = torch.cosine_similarity(ffn, mid, dim=-1)
+        found["cos_final"][place] = torch.cosine_similarity(out, last, dim=-1)
+    return found
 
 
 def _rms(states: Float[Tensor, "positions d_model"]) -> Float[Tensor, " positions"]:
