@@ -3,10 +3,10 @@
 A profile delta_1..delta_L is cut at b1 <= b2. Layers up to b1 explore: their changes are
 positive, of log-normal size. Layers b1+1..b2 integrate: both signs, normal around zero. The rest
 converge: negative, of log-normal size. Each layer may be an exception of any sign and size. The
-sizes and the width of "about zero" are not set but integrated out over flat priors, with the one
-expectation that typical sizes are at least twice that width; so every cut has a weight: its
-posterior probability. A layer's own error (sampling or dtype, whichever is larger) widens what
-each stage allows it.
+sizes and the width of "about zero" are not set but integrated out over flat priors, with the two
+expectations that typical sizes are at least twice that width and that integration rather begins
+with a change of sign; so every cut has a weight: its posterior probability. A layer's own error
+(sampling or dtype, whichever is larger) widens what each stage allows it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ UNCLEAR = 0.1
 #: Integration holds both signs: from three layers on it has one of each, and its rarer sign is
 #: as frequent as fair coins make it but once in 200 times.
 FAIR_COINS = 0.005
+#: Odds that a positive layer right after exploration is not exploration's still.
+CARRIES_ON = 0.5
 #: A size is not modelled more finely than this share of it.
 SIZE_GRAIN = 0.06
 #: Profiles weighed at a time; bounds the memory.
@@ -161,6 +163,7 @@ def _cut_weights(profiles: Array, error: Array) -> Array:
     weight = logsumexp(weight, axis=-1)
     # As likely as not there is no integration; where there is, it may be anywhere.
     weight[:, np.eye(layers + 1, dtype=bool)] += np.log(max(layers, 2) / 2)
+    weight += np.log(CARRIES_ON) * _carries_on(profiles)
     weight[~_both_signs(profiles)] = -np.inf
     weight[~_one_signed(profiles + error)] = -np.inf
     weight.swapaxes(1, 2)[~_one_signed((error - profiles)[:, ::-1])[:, ::-1]] = -np.inf
@@ -185,6 +188,13 @@ def _both_signs(profiles: Array) -> Array:
     positive: Array = above[:, None, :] - above[:, :, None]
     least = np.maximum(binom.ppf(FAIR_COINS, np.clip(length, 0, None), 0.5), length >= 3)
     return (length >= 0) & (np.minimum(positive, length - positive) >= least)
+
+
+def _carries_on(profiles: Array) -> Array:
+    """[resamples, L + 1, L + 1]: does integration begin with exploration's sign?"""
+    cuts = np.arange(profiles.shape[1] + 1)
+    positive: Array = np.pad(profiles > 0, ((0, 0), (0, 1)))
+    return positive[:, :, None] & (cuts[:, None] > 0) & (cuts[None, :] > cuts[:, None])
 
 
 def _given_width(log_likelihood: Array, prior: Array) -> Array:

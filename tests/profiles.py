@@ -47,9 +47,9 @@ def block(random):
     """A negative block in the middle (DeepSeek-Math), between clearly positive layers."""
     return np.concatenate(
         [
-            random.uniform(0.8, 1.2, 8),
-            -random.uniform(1, 2, 8),
-            random.uniform(0.1, 0.6, 13),
+            random.uniform(0.5, 1.5, 8),
+            -random.uniform(0.5, 2, 8),
+            random.uniform(0.2, 1.0, 13),
             [-4.0],
         ]
     )
