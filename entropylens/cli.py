@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -67,9 +67,13 @@ def analyze(
         typer.Option(help="Let the model answer this file, or `bundled`; may be repeated."),
     ] = None,
     num_prompts: Annotated[int | None, typer.Option(help="Prompts of each dataset.")] = None,
-    samples: Annotated[int, typer.Option(help="Answers a prompt.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens an answer at most.")] = 256,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 1.0,
+    samples: Annotated[int | None, typer.Option(help="Answers a prompt; default 1.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens an answer at most; default 256.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature, 0 is greedy; default 1.")
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(help="chat | qwen-math | qwen3-nothinking | octothinker | plain."),
@@ -108,6 +112,12 @@ def analyze(
         from entropylens.generation import Sampling
         from entropylens.rundir import new_directory
 
+        given = {
+            "num_samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
+        }  # fmt: skip
+        sampling: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
         directory = output or new_directory(model or MODEL_NAME)
         _prepare_process()
         analysis = run(
@@ -115,7 +125,7 @@ def analyze(
             responses,
             datasets=dataset or (),
             num_prompts=num_prompts,
-            sampling=Sampling(samples, max_new_tokens, temperature, seed),
+            sampling=Sampling(**sampling, seed=seed) if sampling else None,
             template=template,
             thinking=None if thinking is None else thinking is Thinking.on,
             output=directory,
@@ -176,6 +186,9 @@ def doctor(
     model: Annotated[
         str | None, typer.Argument(help="Print its anatomy, and verify()'s error of each layer.")
     ] = None,
+    families: Annotated[
+        bool, typer.Option("--families", help="Show every known family and its verified error.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")] = "auto",
     device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
     trust_remote_code: Annotated[
@@ -185,6 +198,12 @@ def doctor(
 ) -> None:
     """Show versions, devices, optional parts and the cache; or how a model is understood."""
     with _reported(debug):
+        if families:
+            from entropylens.doctor import family_table
+
+            _prepare_process()
+            typer.echo(family_table().to_string(index=False, float_format="{:.0e}".format))
+            return
         if model is None:
             from entropylens.doctor import environment
 

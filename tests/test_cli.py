@@ -147,6 +147,7 @@ def test_a_name_that_is_nowhere(entropylens, tmp_path):
         (("--dtype", "int3"), "no dtype 'int3'"),
         (("--batch-tokens", "0"), "batch_tokens is 0"),
         (("--dataset", "bundled"), "not both"),
+        (("--temperature", "0.5"), "not both"),
     ],
 )
 def test_settings_that_cannot_be_used(
