@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from entropylens.analysis import analyze as analyze
     from entropylens.anatomy import Family as Family
-    from entropylens.anatomy import register as register
     from entropylens.errors import EntropyLensError as EntropyLensError
+    from entropylens.families import register as register
     from entropylens.internal import internal_policy as internal_policy
     from entropylens.recommend import Recommendation as Recommendation
     from entropylens.responses import Response as Response
@@ -28,7 +28,7 @@ _HOME = {
     "Response": "responses",
     "analyze": "analysis",
     "internal_policy": "internal",
-    "register": "anatomy",
+    "register": "families",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropylens.demo import MODEL_NAME, demo_model
 from entropylens.errors import SettingError
 from entropylens.generation import Sampling, generate
 from entropylens.measure import BATCH_TOKENS, measure
@@ -19,7 +18,7 @@ from entropylens.quantities import READINGS
 from entropylens.responses import Response, Responses, parse_responses, read_responses
 from entropylens.results import Analysis
 from entropylens.rundir import open_run
-from entropylens.sources import hf
+from entropylens.sources import open_model
 from entropylens.sources.subject import Subject
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ def analyze(
     device: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    remote: bool | str = False,
     batch_tokens: int = BATCH_TOKENS,
     kernel: str = "auto",
     skip_bad: bool = False,
@@ -67,6 +67,8 @@ def analyze(
         output: a directory for all results; the same call resumes what was interrupted.
         reading: raw | normed | both.
         dtype, device, revision, trust_remote_code: how a named model is loaded.
+        remote: let a server run an nnsight model and return what was read: True (NDIF), its URL,
+            or "local" for a dry run here.
         batch_tokens: response positions whose states are held at a time.
         kernel: auto | compiled | eager, the body that reduces the logits.
         skip_bad: leave bad responses out and count them.
@@ -78,22 +80,19 @@ def analyze(
         EntropyLensError: its subclasses tell what is wrong and what to do.
     """
     _check_settings(reading, kernel, batch_tokens, seed)
-    if responses is not None and (datasets or num_prompts or template or thinking is not None):
+    answering = (num_prompts, sampling, template, thinking)
+    if responses is not None and (datasets or any(value is not None for value in answering)):
         raise SettingError(
             "responses are given, and settings for answering a dataset",
             "pass --responses or --dataset with its settings, not both",
         )
+    if remote and responses is None:
+        raise SettingError("remote= reads responses, it makes none", "pass responses")
     sampling = sampling or Sampling(seed=seed)
-    if model is None:
-        subject = hf.load(demo_model(), dtype=dtype, device=device, name=MODEL_NAME)
-    elif isinstance(model, str | Path):
-        subject = hf.load(
-            model, dtype=dtype, device=device, revision=revision,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-    else:
-        subject = hf.wrap(model, tokenizer)
-
+    subject = open_model(
+        model, tokenizer, dtype=dtype, device=device, revision=revision,
+        trust_remote_code=trust_remote_code, remote=remote,
+    )  # fmt: skip
     prompts: tuple[Prompt, ...] = ()
     given = Responses(())
     settings: dict[str, Any] = {

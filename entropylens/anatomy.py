@@ -1,4 +1,7 @@
-"""Where a model keeps H, A and F: one frozen spec a family, and its binding to a model."""
+"""Where a model keeps H, A and F: a frozen spec of its family, bound to its modules.
+
+The registered families themselves are in families.py.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,93 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from entropylens.errors import NotADecoderError, UnknownArchitectureError
+from entropylens.errors import NotADecoderError
 from entropylens.policy import Unembedding
-from entropylens.transform import IDENTITY, OutputTransform
+from entropylens.transform import OutputTransform
+from entropylens.unembedding import bias_of, weight_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["Anatomy", "Family", "anatomy_of", "families", "register"]
+__all__ = [
+    "Anatomy",
+    "Branch",
+    "Family",
+    "MisfitError",
+    "bind",
+    "decoder_of",
+    "mixer_of",
+    "text_config",
+]
+
+
+def output_transform(config: PretrainedConfig) -> OutputTransform:
+    """What the settings that transformers has for it say is done to the logits."""
+    return OutputTransform(
+        scale=getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def residual_multiplier(config: PretrainedConfig) -> float:
+    """The factor on both branches that a configuration names, or 1."""
+    return float(getattr(config, "residual_multiplier", 1.0))
+
+
+class MisfitError(Exception):
+    """A family's paths do not exist in a model; recognition.py tells users what to do."""
 
 
 @dataclass(frozen=True)
 class Family:
     """How one family of models lays out its residual stream (Eq. 1).
 
+    Paths are attribute paths such as "mlp.down_proj". Several paths of one branch stand for what
+    a layer may have: those that exist in a layer all read the same, and their outputs add up.
+    `config` is always that of the text stack.
+
     Args:
-        model_type: `config.model_type` of its models.
-        decoder: path from the causal LM to the module that holds the layers.
-        layers: path from the decoder to the list of layers.
-        attention: path from a layer to the module whose output is A^l as added to the stream.
-        ffn: path from a layer to the module whose output is F^l as added to the stream.
+        model_type: `config.model_type` of its text stack.
+        attention: paths from a layer to the modules that read attn_in (any token mixer).
+        ffn: the same for ffn_in; empty where layers have no FFN.
         final_norm: path from the decoder to the norm between H^L and lm_head.
+        layers: path from the decoder to the list of layers.
+        decoder: path from the causal LM to the module that holds the layers, or None for what
+            `decoder_of` finds.
+        attention_out: path from a layer to the module whose output is A^l as added to the
+            stream, where that is not `attention` itself (a post-norm, an inner projection).
+        ffn_out: the same for F^l.
+        parallel: config -> do both branches read H^{l-1}, so that there is no middle state?
+        residual_scale: config -> factor on both branches before they are added.
         transform: config -> what the model does to lm_head's output.
+        refusal: config -> why this model has no additive stream, or None.
     """
 
     model_type: str
-    decoder: str
-    layers: str
-    attention: str
-    ffn: str
+    attention: str | tuple[str, ...]
+    ffn: str | tuple[str, ...]
     final_norm: str
-    transform: Callable[[PretrainedConfig], OutputTransform] = lambda _config: IDENTITY
+    layers: str = "layers"
+    decoder: str | None = None
+    attention_out: str | None = None
+    ffn_out: str | None = None
+    parallel: Callable[[PretrainedConfig], bool] = lambda _config: False
+    residual_scale: Callable[[PretrainedConfig], float] = residual_multiplier
+    transform: Callable[[PretrainedConfig], OutputTransform] = output_transform
+    refusal: Callable[[PretrainedConfig], str | None] = lambda _config: None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch of a layer: attention or FFN.
+
+    Args:
+        reads: its first argument is what the branch reads.
+        adds: their outputs, summed and scaled, are what it adds to the stream.
+    """
+
+    reads: nn.Module
+    adds: tuple[nn.Module, ...]
 
 
 @dataclass(frozen=True)
@@ -50,18 +109,25 @@ class Anatomy:
     Args:
         family: the spec that was bound.
         decoder: runs the layers and the final norm, builds no logits.
-        layers, attention, ffn: one module a layer, in order.
+        layers: one module a layer, in order.
+        attention, ffn: one branch a layer, None where a layer has none.
+        mixers: what each layer's `attention` is: attention | linear_attention | ssm | none.
         final_norm: reads H^L.
+        parallel: both branches read H^{l-1}.
+        residual_scale: factor on what is added.
         unembedding: E_u, its bias and the output transform.
         context: positions that the model can take, or None where it has no limit.
     """
 
     family: Family
-    decoder: nn.Module
+    decoder: Any
     layers: tuple[nn.Module, ...]
-    attention: tuple[nn.Module, ...]
-    ffn: tuple[nn.Module, ...]
+    attention: tuple[Branch | None, ...]
+    ffn: tuple[Branch | None, ...]
+    mixers: tuple[str, ...]
     final_norm: nn.Module
+    parallel: bool
+    residual_scale: float
     unembedding: Unembedding
     context: int | None
 
@@ -78,123 +144,138 @@ class Anatomy:
     @property
     def device(self) -> torch.device:
         """Where the token ids go."""
-        return next(self.decoder.parameters()).device
+        embedding: Any = self.decoder.get_input_embeddings()
+        device: torch.device = embedding.weight.device
+        if device.type == "meta":  # offloaded by accelerate
+            return torch.device(embedding._hf_hook.execution_device)
+        return device
+
+    def norm(self, states: torch.Tensor) -> torch.Tensor:
+        """N(states), wherever the norm's weights are."""
+        weights = next((it for it in self.final_norm.parameters() if not it.is_meta), None)
+        if weights is None:
+            return first_tensor(self.final_norm(states))
+        return first_tensor(self.final_norm(states.to(weights.device))).to(states.device)
+
+    @property
+    def continues(self) -> bool:
+        """Whether a sequence can be read in pieces over the key-value cache.
+
+        Recurrent mixers cannot: transformers continues their state token by token only.
+        """
+        return all(mixer in ("attention", "none") for mixer in self.mixers)
 
 
-_FAMILIES: dict[str, Family] = {}
-
-
-def register(family: Family) -> Family:
-    """Make a family known.
+def bind(family: Family, model: PreTrainedModel) -> Anatomy:
+    """Find the family's modules in a model.
 
     Raises:
-        ValueError: its model_type is registered already.
+        NotADecoderError: the model has no unembedding, or no additive stream.
+        MisfitError: the family's paths do not exist in it.
     """
-    if family.model_type in _FAMILIES:
-        raise ValueError(f"family {family.model_type!r} is registered already")
-    _FAMILIES[family.model_type] = family
-    return family
-
-
-def families() -> tuple[Family, ...]:
-    """All registered families, in order of registration."""
-    return tuple(_FAMILIES.values())
-
-
-def anatomy_of(model: PreTrainedModel) -> Anatomy:
-    """Bind the model's family to it.
-
-    Raises:
-        NotADecoderError: the model has no unembedding.
-        UnknownArchitectureError: no family has its model_type, or the paths of the family do
-            not exist in it; the message holds the module tree and the call to paste.
-    """
-    model_type = model.config.model_type
+    config = text_config(model)
     unembed = model.get_output_embeddings()
     if unembed is None or getattr(unembed, "weight", None) is None:
         raise NotADecoderError(
             f"{type(model).__name__} has no unembedding (lm_head)",
             "load it with AutoModelForCausalLM; entropylens reads decoder-only language models",
         )
-    family = _FAMILIES.get(model_type)
-    if family is None:
-        raise _unknown(model, f"model_type {model_type!r} is no registered family")
+    reason = family.refusal(config)
+    if reason is not None:
+        raise NotADecoderError(
+            f"{type(model).__name__} has no additive residual stream: {reason}",
+            "choose a model whose layers add to H^{l-1}; nothing here can stand for A^l and F^l",
+        )
     try:
-        decoder = attrgetter(family.decoder)(model)
+        decoder = attrgetter(family.decoder)(model) if family.decoder else decoder_of(model)
         layers = tuple(attrgetter(family.layers)(decoder))
-        attention = tuple(attrgetter(family.attention)(layer) for layer in layers)
-        ffn = tuple(attrgetter(family.ffn)(layer) for layer in layers)
         final_norm = attrgetter(family.final_norm)(decoder)
+        attention = tuple(_branch(family, layer, "attention") for layer in layers)
+        ffn = tuple(_branch(family, layer, "ffn") for layer in layers)
     except AttributeError as error:
-        raise _unknown(model, f"family {model_type!r} does not fit: {error}") from error
+        raise MisfitError(f"family {family.model_type!r} does not fit: {error}") from error
+    for number, (mixer, feed_forward) in enumerate(zip(attention, ffn, strict=True), start=1):
+        if mixer is None and feed_forward is None:
+            wanted = ", ".join((*_paths(family.attention), *_paths(family.ffn)))
+            raise MisfitError(
+                f"family {family.model_type!r} does not fit: layer {number} has no {wanted}"
+            )
     return Anatomy(
         family=family,
         decoder=decoder,
         layers=layers,
         attention=attention,
         ffn=ffn,
+        mixers=tuple("none" if it is None else mixer_of(it.reads) for it in attention),
         final_norm=final_norm,
+        parallel=family.parallel(config),
+        residual_scale=family.residual_scale(config),
         unembedding=Unembedding(
-            weight=unembed.weight.detach(),
-            bias=None if unembed.bias is None else unembed.bias.detach(),
-            transform=family.transform(model.config),
+            weight=weight_of(unembed), bias=bias_of(unembed), transform=family.transform(config)
         ),
-        context=getattr(model.config, "max_position_embeddings", None),
+        context=getattr(config, "max_position_embeddings", None),
     )
 
 
-def _unknown(model: PreTrainedModel, cause: str) -> UnknownArchitectureError:
-    call = (
-        f"entropylens.register(entropylens.Family(model_type={model.config.model_type!r}, "
-        "decoder='model', layers='layers', attention='self_attn', ffn='mlp', final_norm='norm'))"
-    )
-    return UnknownArchitectureError(
-        cause,
-        f"name its modules with {call}",
-        details=f"Modules of {type(model).__name__}:\n{_module_tree(model)}",
-    )
+def text_config(model: PreTrainedModel) -> PretrainedConfig:
+    """The configuration of a model's text stack: its own, or a wrapper's inner one."""
+    return model.config.get_text_config(decoder=True)
 
 
-def _module_tree(module: nn.Module, depth: int = 6, indent: int = 1) -> str:
-    """The module tree, of a list of layers only the first."""
-    lines: list[str] = []
-    children = list(module.named_children())
-    if isinstance(module, nn.ModuleList) and len(children) > 1:
-        lines.append(f"{'  ' * indent}(0..{len(children) - 1}, all alike; the first:)")
-        children = children[:1]
-    for name, child in children:
-        lines.append(f"{'  ' * indent}{name}: {type(child).__name__}")
-        if depth > 1:
-            subtree = _module_tree(child, depth - 1, indent + 1)
-            if subtree:
-                lines.append(subtree)
-    return "\n".join(lines)
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """What runs a model's text layers and no unembedding: in wrappers, of the text stack."""
+    decoder: Any = model.get_decoder()
+    while decoder.get_output_embeddings() is not None:
+        decoder = next(it for it in decoder.children() if hasattr(it, "get_input_embeddings"))
+    return decoder
 
 
-def _llama_like(model_type: str) -> Family:
-    return Family(
-        model_type=model_type,
-        decoder="model",
-        layers="layers",
-        attention="self_attn",
-        ffn="mlp",
-        final_norm="norm",
-    )
+def mixer_of(module: nn.Module) -> str:
+    """What a token mixer is, from its class: attention | linear_attention | ssm | none (an FFN)."""
+    # A TransformerLens bridge stands in for the module that it holds.
+    name = type(getattr(module, "original_component", module)).__name__.lower()
+    return next(kind for sign, kind in _MIXERS.items() if sign in name)
 
 
-for _model_type in ("llama", "mistral", "qwen2", "qwen3", "smollm3"):
-    register(_llama_like(_model_type))
+#: What a class name says, the most telling sign first.
+_MIXERS = {
+    **dict.fromkeys(
+        ("deltanet", "linearattention", "lightning", "recurrent", "rwkv"), "linear_attention"
+    ),
+    **dict.fromkeys(("mamba", "ssm"), "ssm"),
+    **dict.fromkeys(("attention", "attn"), "attention"),
+    "mixer": "ssm",
+    **dict.fromkeys(("mlp", "moe", "feedforward", "ffn"), "none"),
+    "": "attention",
+}
 
-register(
-    Family(
-        model_type="gpt2",
-        decoder="transformer",
-        layers="h",
-        attention="attn",
-        ffn="mlp",
-        final_norm="ln_f",
-    )
-)
+
+def _paths(paths: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else paths
+
+
+def _branch(family: Family, layer: nn.Module, kind: str) -> Branch | None:
+    """The branch of one layer, or None where none of several paths exists in it."""
+    paths, out = _paths(getattr(family, kind)), getattr(family, f"{kind}_out")
+    shared = set(_paths(family.attention)) & set(_paths(family.ffn))
+    found = []
+    for path in paths:
+        module = attrgetter(path)(layer) if len(paths) == 1 else _there(layer, path)
+        # One slot that holds either kind of module, from layer to layer (Nemotron-H).
+        if path in shared and (mixer_of(module) == "none") != (kind == "ffn"):
+            module = None
+        if module is not None:
+            found.append(module)
+    if not found:
+        return None
+    return Branch(reads=found[0], adds=(attrgetter(out)(layer),) if out else tuple(found))
+
+
+def _there(layer: nn.Module, path: str) -> Any:
+    try:
+        return attrgetter(path)(layer)
+    except AttributeError:
+        return None
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 Padding goes to the right: with causal attention it cannot reach a position that is read.
 A batch holds at most `batch_tokens` response positions; a response that is longer on its own
-is walked in pieces over the model's key-value cache.
+is walked in pieces over the model's key-value cache, or whole where a model has none that
+continues (recurrent mixers).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from entropylens.anatomy import Anatomy
 from entropylens.capture import States, capture
 from entropylens.responses import Response
 
-__all__ = ["Piece", "pieces", "plan"]
+__all__ = ["Batch", "Piece", "batch", "pieces", "plan"]
 
 #: Padded positions of a forward pass, as a multiple of the response positions it may hold.
 FORWARD_FACTOR = 4
@@ -36,6 +37,25 @@ class Piece:
     """
 
     states: States
+    tokens: Int[Tensor, " positions"]
+    owner: Int[Tensor, " positions"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded token ids of some responses, and the positions that are read of them.
+
+    Args:
+        input_ids: token ids, padded on the right.
+        mask: 0 at padding, or None where there is none.
+        positions: indices into the flattened [batch * sequence].
+        tokens: the token produced at each position.
+        owner: the index, in the caller's list, of the response that each position belongs to.
+    """
+
+    input_ids: Int[Tensor, "batch sequence"]
+    mask: Int[Tensor, "batch sequence"] | None
+    positions: Int[Tensor, " positions"]
     tokens: Int[Tensor, " positions"]
     owner: Int[Tensor, " positions"]
 
@@ -74,13 +94,14 @@ def pieces(
     """Run one group of `plan` through the model, and hand out its states."""
     first = responses[group[0]]
     too_long = first.length > FORWARD_FACTOR * batch_tokens or first.num_tokens > batch_tokens
-    if len(group) == 1 and too_long:
+    if len(group) == 1 and too_long and anatomy.continues:
         yield from _walk(anatomy, first, group[0], batch_tokens)
     else:
         yield _together(anatomy, responses, group)
 
 
-def _together(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int]) -> Piece:
+def batch(responses: Sequence[Response], group: Sequence[int]) -> Batch:
+    """Pad the responses of one group of `plan` to one batch."""
     width = max(responses[index].length for index in group)
     input_ids = torch.zeros(len(group), width, dtype=torch.long)
     mask = torch.zeros(len(group), width, dtype=torch.long)
@@ -96,9 +117,20 @@ def _together(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[i
         positions.extend(range(start, start + response.num_tokens))
         owner.extend([index] * response.num_tokens)
         tokens.extend(response.response_ids)
-    padded = {} if bool(mask.all()) else {"attention_mask": mask.to(anatomy.device)}
-    states, _ = capture(anatomy, torch.tensor(positions), input_ids, use_cache=False, **padded)
-    return Piece(states, torch.tensor(tokens), torch.tensor(owner))
+    return Batch(
+        input_ids=input_ids,
+        mask=None if bool(mask.all()) else mask,
+        positions=torch.tensor(positions),
+        tokens=torch.tensor(tokens),
+        owner=torch.tensor(owner),
+    )
+
+
+def _together(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int]) -> Piece:
+    whole = batch(responses, group)
+    padded = {} if whole.mask is None else {"attention_mask": whole.mask.to(anatomy.device)}
+    states, _ = capture(anatomy, whole.positions, whole.input_ids, use_cache=False, **padded)
+    return Piece(states, whole.tokens, whole.owner)
 
 
 def _walk(anatomy: Anatomy, response: Response, index: int, batch_tokens: int) -> Iterator[Piece]:

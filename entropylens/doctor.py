@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from entropylens.anatomy import Anatomy
     from entropylens.verification import Verification
 
-__all__ = ["Examined", "environment", "examine", "usable_cores"]
+__all__ = ["Examined", "environment", "examine", "family_table", "usable_cores"]
 
 _PACKAGES = ("entropylens", "torch", "transformers", "numpy", "pandas", "matplotlib", "safetensors")
 _OPTIONAL = {
@@ -65,7 +68,7 @@ class Examined:
 
 def examine(model: str, **loading: Any) -> Examined:
     """Load a model as analyze does, but hand out its verification also where it fails."""
-    from entropylens.anatomy import anatomy_of
+    from entropylens.recognition import anatomy_of
     from entropylens.sources import hf
     from entropylens.verification import verify
 
@@ -75,8 +78,11 @@ def examine(model: str, **loading: Any) -> Examined:
     unembedding, family = anatomy.unembedding, anatomy.family
     head = [
         f"{model}: {type(loaded).__name__}, {anatomy.num_layers} layers, {anatomy.dtype}",
-        f"family {family.model_type}: {family.decoder}.{family.layers}[l]: {family.attention}, "
-        f"{family.ffn}; final norm {family.decoder}.{family.final_norm}",
+        f"family {family.model_type}: {type(anatomy.decoder).__name__}.{family.layers}[l]: "
+        f"attention {family.attention_out or family.attention}, FFN {family.ffn_out or family.ffn}"
+        f"{' in parallel' if anatomy.parallel else ''}; final norm {family.final_norm}",
+        f"mixers: {', '.join(sorted(set(anatomy.mixers)))}; responses longer than --batch-tokens "
+        f"are read {'in pieces' if anatomy.continues else 'whole (no cache that continues)'}",
         f"E_u: {unembedding.vocab_size} x {unembedding.d_model}, bias: "
         f"{'no' if unembedding.bias is None else 'yes'}, scale {unembedding.transform.scale:g}, "
         f"soft cap {unembedding.transform.softcap or 'none'}",
@@ -85,6 +91,56 @@ def examine(model: str, **loading: Any) -> Examined:
         verification.to_frame().to_string(index=False, float_format=lambda value: f"{value:.2g}"),
     ]
     return Examined("\n".join(head), verification)
+
+
+def family_table() -> pd.DataFrame:
+    """What is known of every family, and how exactly it holds on a tiny random model of it.
+
+    Returns:
+        One row a family or variant: `family, class, mixers, parallel, norms, transform,
+        verified_error` (the largest of the streams' and the logits' relative errors).
+    """
+    import pandas as pd
+
+    from entropylens.recognition import anatomy_of
+    from entropylens.specimens import EVERY_FAMILY, tiny_model
+    from entropylens.verification import verify
+
+    rows = []
+    for name in EVERY_FAMILY:
+        model = tiny_model(name)
+        anatomy = anatomy_of(model)
+        found = verify(model, anatomy)
+        rows.append(
+            {
+                "family": name,
+                "class": type(model).__name__,
+                "mixers": "+".join(sorted(set(anatomy.mixers) - {"none"})),
+                "parallel": "yes" if anatomy.parallel else "no",
+                "norms": _norms(anatomy),
+                "transform": _transform(anatomy),
+                "verified_error": max(*found.stream_errors, found.logits_error),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _norms(anatomy: Anatomy) -> str:
+    """Where a layer's norms stand: before its branches, behind them, or both."""
+    branch = anatomy.attention[0] or anatomy.ffn[0]
+    assert branch is not None  # every layer has one
+    kinds = [type(module).__name__.lower() for module in anatomy.layers[0].children()]
+    count = sum("norm" in kind for kind in kinds)
+    behind = any("norm" in type(module).__name__.lower() for module in branch.adds)
+    return "sandwich" if behind and count > 2 else "post" if behind else "pre"
+
+
+def _transform(anatomy: Anatomy) -> str:
+    transform = anatomy.unembedding.transform
+    said = [f"x{transform.scale:g}"] if transform.scale != 1 else []
+    said += [] if transform.softcap is None else [f"cap {transform.softcap:g}"]
+    said += [f"stream x{anatomy.residual_scale:g}"] if anatomy.residual_scale != 1 else []
+    return ", ".join(said) or "none"
 
 
 def usable_cores() -> int:

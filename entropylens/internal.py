@@ -12,7 +12,7 @@ from torch import Tensor
 
 from entropylens.capture import capture, evaluating
 from entropylens.errors import SettingError
-from entropylens.sources import hf
+from entropylens.sources import open_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,7 +37,7 @@ def internal_policy(
     Raises:
         SettingError: no such layer, module or token, or more ids than the context holds.
     """
-    subject = hf.load(model) if isinstance(model, str | Path) else hf.wrap(model)
+    subject = open_model(model)
     anatomy, unembedding = subject.anatomy, subject.anatomy.unembedding
     first = 0 if module is None else 1
     if not first <= layer <= anatomy.num_layers:

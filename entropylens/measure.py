@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from entropylens.batching import Piece, pieces, plan
+from entropylens.batching import Piece, batch, pieces, plan
 from entropylens.capture import evaluating
 from entropylens.control import NormControl
 from entropylens.errors import NonFiniteStatesError
 from entropylens.kernels.compiled import select_body
 from entropylens.memory import allocations_explained, estimate
-from entropylens.policy import VOCAB_TILE, Body, policy_head
+from entropylens.policy import EAGER, VOCAB_TILE, Body, policy_head
 from entropylens.quantities import quantities_of
-from entropylens.readings import geometry, normed_reading, raw_reading
+from entropylens.readings import blank_absent, geometry, normed_reading, raw_reading
 from entropylens.responses import Response, Responses
 from entropylens.results import Analysis
 from entropylens.rundir import RunDirectory
@@ -58,9 +58,11 @@ def measure(
     total = sum(response.num_tokens for response in items)
     unembedding = subject.anatomy.unembedding
     sites = 4 * subject.anatomy.num_layers + 2
-    body = select_body(
-        kernel, subject.anatomy.device, float(total) * sites * unembedding.vocab_size
-    )
+    body: Body = EAGER  # what a server runs
+    if subject.remote is None:
+        body = select_body(
+            kernel, subject.anatomy.device, float(total) * sites * unembedding.vocab_size
+        )
     logger.info(
         "%d responses, %d tokens; %s kernel; about %.0f MB above the model",
         *(len(items), total, body.name),
@@ -94,7 +96,7 @@ def measure(
         dtype=subject.dtype,
         reading=reading,
         kernel=body.name,
-        mixers=("attention",) * subject.anatomy.num_layers,
+        mixers=subject.anatomy.mixers,
         responses=table,
         skipped=responses.skipped,
         seed=seed,
@@ -108,7 +110,7 @@ class _Meter:
     def __init__(
         self, subject: Subject, items: Sequence[Response], reading: str, body: Body, seed: int
     ) -> None:
-        self.anatomy = subject.anatomy
+        self.anatomy, self.remote = subject.anatomy, subject.remote
         self.items = items
         self.reading = reading
         self.body = body
@@ -124,22 +126,41 @@ class _Meter:
         layers = self.anatomy.num_layers
         sums = torch.zeros(len(group), layers, len(self.names), dtype=torch.float64)
         policy = torch.zeros(len(group), 2, dtype=torch.float64)
-        for piece in pieces(self.anatomy, self.items, group, batch_tokens):
-            owner = torch.tensor([row[int(index)] for index in piece.owner])
-            quantities, head = self._read(piece, _Ticker(bar, len(piece.tokens), self.ticks))
+        for owners, quantities, head in self._readings(group, batch_tokens, bar):
+            owner = torch.tensor([row[int(index)] for index in owners])
             stacked = torch.stack([quantities[name] for name in self.names], dim=-1)
             sums.index_add_(0, owner, stacked.double().cpu().transpose(0, 1))
             policy.index_add_(0, owner, head.double().cpu())
-            del piece, quantities, stacked, head  # before the next forward pass
+            del quantities, stacked, head  # before the next forward pass
         tokens = np.array([self.items[index].num_tokens for index in group])
         return self._rows(group, tokens, sums.numpy(), policy.numpy())
+
+    def _readings(
+        self, group: Sequence[int], batch_tokens: int, bar: tqdm[Any]
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
+        """The owners of positions with what `_read` says of them, piece by piece."""
+        if self.remote is not None:
+            whole = batch(self.items, group)
+            quantities, head = self.remote.read(
+                whole.input_ids, whole.mask, whole.positions, whole.tokens, self.reading, self.seed
+            )
+            self._check_finite({"rms_layer": quantities["rms_layer"]}, whole.owner)
+            bar.update(len(whole.tokens))
+            yield whole.owner, quantities, head
+            return
+        for piece in pieces(self.anatomy, self.items, group, batch_tokens):
+            quantities, head = self._read(piece, _Ticker(bar, len(piece.tokens), self.ticks))
+            owner = piece.owner
+            del piece
+            yield owner, quantities, head
+            del quantities, head
 
     def _read(self, piece: Piece, ticker: _Ticker) -> tuple[dict[str, Tensor], Tensor]:
         """Every quantity [layers, positions], and pi_theta's entropy and NLL [positions, 2]."""
         states, unembedding = piece.states, self.anatomy.unembedding
         tokens = piece.tokens.to(states.final.device)
         found = geometry(states)
-        self._check_finite(found, piece)
+        self._check_finite(found, piece.owner)
         head = policy_head(states.final, unembedding, tokens, self.body)
         if self.reading != "normed":
             found |= raw_reading(states, unembedding, head, tokens, self.body, ticker.tick)
@@ -147,19 +168,20 @@ class _Meter:
                 self.control = NormControl(unembedding, self.body, self.seed)
             found |= self.control.deltas(found)
         if self.reading != "raw":
-            norm = self.anatomy.final_norm
+            norm = self.anatomy.norm
             found |= normed_reading(states, norm, unembedding, head, tokens, self.body, ticker.tick)
         found = {name: values.to(found["rms_layer"].device) for name, values in found.items()}
+        blank_absent(found, self.anatomy)
         return found, torch.stack([head.entropy, head.nll], dim=-1)
 
-    def _check_finite(self, found: Mapping[str, Tensor], piece: Piece) -> None:
+    def _check_finite(self, found: Mapping[str, Tensor], owner: Tensor) -> None:
         rms = torch.stack([values for name, values in found.items() if name.startswith("rms_")])
         bad = ~torch.isfinite(rms).all(dim=0)
         if bool(bad.any()):
             place, position = (int(index) for index in bad.nonzero()[0])
             raise NonFiniteStatesError(
                 f"the states of layer {place + 1} are NaN or infinite in response "
-                f"{int(piece.owner[position]) + 1}",
+                f"{int(owner[position]) + 1}",
                 "check the weights, or load the model with --dtype float32",
             )
 

@@ -166,11 +166,11 @@ class Accumulator:
         # Filled in place: small tensors kept between freed tiles would tear the heap to pieces.
         self._tile = torch.zeros((3, *shape), dtype=torch.float64, device=device)
 
-    def put(self, site: int, part: TileStatistics) -> None:
-        """Note what one tile says of one site."""
-        self._tile[0, site] = part.maximum
-        self._tile[1, site] = part.total
-        self._tile[2, site] = part.weighted
+    def put(self, first: int, part: TileStatistics) -> None:
+        """Note what one tile says of the sites from `first` on, their positions in a row."""
+        shape = (3, -1, self.maximum.shape[1])
+        found = torch.stack((part.maximum, part.total, part.weighted)).view(shape)
+        self._tile[:, first : first + found.shape[1]] = found
 
     def merge(self) -> None:
         """Take in the tile whose sites were all put."""

@@ -6,26 +6,32 @@ before it (the logit lens). RMS and cosines belong to neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from entropylens.anatomy import Anatomy
 from entropylens.capture import States
 from entropylens.policy import (
     SHIFT_FLOOR,
     Accumulator,
     Body,
     PolicyHead,
+    Tile,
     Unembedding,
     compute_dtype,
     pick,
 )
 from entropylens.quantities import GEOMETRY
+from entropylens.transform import OutputTransform
 
-__all__ = ["geometry", "normed_reading", "raw_reading"]
+__all__ = ["blank_absent", "geometry", "normed_reading", "raw_reading"]
+
+#: Rows of a matrix product over several layers: enough to use the cores, few enough to cache.
+ROWS = 1024
 
 Quantities = dict[str, Float[Tensor, "layers positions"]]
 
@@ -43,7 +49,7 @@ def geometry(states: States) -> Quantities:
     found = {name: torch.zeros(shape, dtype=last.dtype, device=last.device) for name in GEOMETRY}
     for place in range(states.num_layers):
         stream_in = states.stream_in(place).double()
-        mid = states.stream_mid(place).double()
+        mid = states.ffn_base(place).double()
         attn, ffn = states.attn_out[place].double(), states.ffn_out[place].double()
         out = states.stream_out[place].double()
         found["rms_layer"][place] = _rms(out)
@@ -56,6 +62,17 @@ def geometry(states: States) -> Quantities:
         found["cos_ffn"][place] = torch.cosine_similarity(ffn, mid, dim=-1)
         found["cos_final"][place] = torch.cosine_similarity(out, last, dim=-1)
     return found
+
+
+def blank_absent(quantities: Quantities, anatomy: Anatomy) -> None:
+    """Set to NaN what a layer does not have: a branch, or a middle where branches are parallel."""
+    for name, values in quantities.items():
+        for branch, there in (("attn", anatomy.attention), ("ffn", anatomy.ffn)):
+            if f"_{branch}" in name:
+                values[[found is None for found in there]] = torch.nan
+    if anatomy.parallel:
+        for name in quantities.keys() & {"rms_mid", "normed_step_attn", "normed_step_ffn"}:
+            quantities[name].fill_(torch.nan)
 
 
 def _rms(states: Float[Tensor, "positions d_model"]) -> Float[Tensor, " positions"]:
@@ -77,17 +94,13 @@ def raw_reading(
     addition and gets its own.
     """
     accumulate = states.embedding.dtype in (torch.float32, torch.float64)
-    sites = [
-        LayerSites(
-            plain=(states.attn_in[place], states.ffn_in[place]),
-            added=(states.attn_out[place], states.ffn_out[place]),
-            stream=None if accumulate else states.stream_out[place],
-        )
-        for place in range(states.num_layers)
-    ]
-    read = read_policies(
-        states.embedding, sites, states.final, unembedding, head, tokens, body, on_tile
+    sites = Sites(
+        start=states.embedding,
+        plain=(states.attn_in, states.ffn_in),
+        added=(states.attn_out, states.ffn_out),
+        stream=None if accumulate else states.stream_out,
     )
+    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile)
     attn_in, ffn_in = read.plain
     attn, ffn = read.added
     return {
@@ -105,7 +118,7 @@ def raw_reading(
 
 def normed_reading(
     states: States,
-    final_norm: nn.Module,
+    final_norm: Callable[[Tensor], Tensor],
     unembedding: Unembedding,
     head: PolicyHead,
     tokens: Int[Tensor, " positions"],
@@ -117,16 +130,14 @@ def normed_reading(
     `normed_step_*` is what adding the module did to the policy: H(N(H + A)) - H(N(H)).
     """
     with torch.inference_mode():
-        sites = [
-            LayerSites(
-                plain=(final_norm(states.stream_mid(place)),),
-                added=(final_norm(states.attn_out[place]), final_norm(states.ffn_out[place])),
-                stream=final_norm(states.stream_out[place]),
-            )
-            for place in range(states.num_layers)
-        ]
-        start = final_norm(states.embedding)
-    read = read_policies(start, sites, states.final, unembedding, head, tokens, body, on_tile)
+        bases = map(states.ffn_base, range(states.num_layers))
+        sites = Sites(
+            start=final_norm(states.embedding),
+            plain=(torch.stack([final_norm(base) for base in bases]),),
+            added=(final_norm(states.attn_out), final_norm(states.ffn_out)),
+            stream=final_norm(states.stream_out),
+        )
+    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile)
     (mid,) = read.plain
     attn, ffn = read.added
     stream_in, stream_out = read.stream[:-1], read.stream[1:]
@@ -145,18 +156,20 @@ def normed_reading(
     }
 
 
-class LayerSites(NamedTuple):
-    """What is read of one layer.
+class Sites(NamedTuple):
+    """The states of all layers whose policies are read.
 
     Args:
+        start: H^0, normed or not.
         plain: states whose entropy alone is wanted.
-        added: the same; where `stream` is None they are the layer's two additions.
-        stream: H^l where it needs its own product, else None.
+        added: the same; where `stream` is None they are what the layers add to it.
+        stream: H^1..H^L where they need products of their own, else None.
     """
 
-    plain: tuple[Tensor, ...]
-    added: tuple[Tensor, ...]
-    stream: Tensor | None
+    start: Float[Tensor, "positions d_model"]
+    plain: tuple[Float[Tensor, "layers positions d_model"], ...]
+    added: tuple[Float[Tensor, "layers positions d_model"], ...]
+    stream: Float[Tensor, "layers positions d_model"] | None
 
 
 class PolicyReadings(NamedTuple):
@@ -172,8 +185,7 @@ class PolicyReadings(NamedTuple):
 
 
 def read_policies(
-    start: Float[Tensor, "positions d_model"],
-    layers: Sequence[LayerSites],
+    sites: Sites,
     final: Float[Tensor, "positions d_model"],
     unembedding: Unembedding,
     head: PolicyHead,
@@ -184,8 +196,7 @@ def read_policies(
     """Walk the vocabulary once for all sites of all layers.
 
     Args:
-        start: H^0, normed or not.
-        layers: the sites of each layer.
+        sites: the states.
         final: N(H^L), for pi_theta's probabilities.
         unembedding: E_u and its transform.
         head: pi_theta's statistics from `policy_head`.
@@ -193,56 +204,87 @@ def read_policies(
         body: which implementation reduces a tile.
         on_tile: called after each tile of the vocabulary, for a progress bar.
     """
-    dtype, device, positions = compute_dtype(start), start.device, len(start)
-    transform = unembedding.transform
-    flat = [site for layer in layers for site in (*layer.plain, *layer.added)]
-    num_plain, num_added = len(layers[0].plain), len(layers[0].added)
-    modules = Accumulator(len(flat), positions, device)
-    stream = Accumulator(len(layers) + 1, positions, device)
-    dot = torch.zeros(len(layers) + 1, positions, dtype=torch.float64, device=device)
-    chosen = torch.zeros(len(layers) + 1, positions, dtype=dtype, device=device)
-    at_top = torch.zeros_like(chosen)
-    start, final = start.to(dtype), final.to(dtype)
+    dtype, transform = compute_dtype(sites.start), unembedding.transform
+    walk = _StreamWalk(len(sites.added[0]), head, tokens, body, dtype)
+    layers, positions, device = walk.layers, len(final), final.device
+    alone = (*sites.plain, *sites.added)
+    modules = Accumulator(len(alone) * layers, positions, device)
+    start, final = sites.start.to(dtype), final.to(dtype)
     normalizer = head.log_normalizer.to(dtype).unsqueeze(-1)
+    step = max(1, ROWS // positions)
 
     for tile in unembedding.tiles(dtype):
         weight = tile.weight.T
         own = final @ weight
         log_probs = transform(own if tile.bias is None else own + tile.bias) - normalizer
-        probs = log_probs.clamp_min_(SHIFT_FLOOR).exp_()
+        walk.enter(tile, log_probs.clamp_min_(SHIFT_FLOOR).exp_(), transform)
         running = start @ weight
-        for index, layer in enumerate([None, *layers]):
-            if layer is not None:
-                first = (index - 1) * (num_plain + num_added)
-                for offset in range(num_plain + num_added):
-                    linear = flat[first + offset].to(dtype) @ weight
-                    if layer.stream is None and offset >= num_plain:
-                        running += linear
-                    modules.put(first + offset, body(linear, tile.bias, transform, None))
-                if layer.stream is not None:
-                    running = layer.stream.to(dtype) @ weight
-            chosen[index] = pick(running, tokens, tile, chosen[index])
-            at_top[index] = pick(running, head.top, tile, at_top[index])
-            part = body(running, tile.bias, transform, probs)
-            assert part.dot is not None  # probs were given
-            dot[index] += part.dot
-            stream.put(index, part)
+        walk.read(0, running)
+        for first in range(0, layers, step):
+            chunk = slice(first, first + step)
+            total = None
+            for place, states in enumerate(alone):
+                linear = states[chunk].flatten(0, 1).to(dtype) @ weight
+                modules.put(place * layers + first, body(linear, tile.bias, transform, None))
+                if sites.stream is None and place >= len(sites.plain):
+                    total = linear if total is None else total.add_(linear)
+            if sites.stream is not None:
+                total = sites.stream[chunk].flatten(0, 1).to(dtype) @ weight
+            assert total is not None  # there is always something added
+            for offset, of_layer in enumerate(total.unflatten(0, (-1, positions))):
+                running = running.add_(of_layer) if sites.stream is None else of_layer
+                walk.read(first + offset + 1, running)
         modules.merge()
-        stream.merge()
+        walk.leave()
         on_tile()
 
-    if unembedding.bias is not None:
-        chosen += unembedding.bias[tokens].to(dtype)
-        at_top += unembedding.bias[head.top].to(dtype)
-    log_normalizer = stream.log_normalizer()
-    # Equal within float error counts as the top: a body may round its transform differently.
-    slack = 1e-6 * stream.maximum.abs()
-    per_site = modules.entropy().unflatten(0, (len(layers), num_plain + num_added))
+    entropies = modules.entropy().unflatten(0, (len(alone), layers))
     return PolicyReadings(
-        plain=tuple(per_site[:, site] for site in range(num_plain)),
-        added=tuple(per_site[:, num_plain + site] for site in range(num_added)),
-        stream=stream.entropy(),
-        nll=log_normalizer - transform(chosen),
-        agree=(transform(at_top) >= stream.maximum - slack).double(),
-        kl=(log_normalizer - dot - head.entropy).clamp_min(0.0),
+        plain=tuple(entropies[: len(sites.plain)]),
+        added=tuple(entropies[len(sites.plain) :]),
+        **walk.found(unembedding),
     )
+
+
+class _StreamWalk:
+    """Policies of H^0..H^L, against pi_theta and the produced tokens, tile by tile."""
+
+    def __init__(
+        self, layers: int, head: PolicyHead, tokens: Tensor, body: Body, dtype: torch.dtype
+    ) -> None:
+        shape, device = (layers + 1, len(tokens)), tokens.device
+        self.layers, self.head, self.tokens, self.body = layers, head, tokens, body
+        self.statistics = Accumulator(*shape, device)
+        self.dot = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.chosen = torch.zeros(shape, dtype=dtype, device=device)
+        self.at_top = torch.zeros_like(self.chosen)
+
+    def enter(self, tile: Tile, probs: Tensor, transform: OutputTransform) -> None:
+        self.tile, self.probs, self.transform = tile, probs, transform
+
+    def read(self, layer: int, linear: Tensor) -> None:
+        tile = self.tile
+        self.chosen[layer] = pick(linear, self.tokens, tile, self.chosen[layer])
+        self.at_top[layer] = pick(linear, self.head.top, tile, self.at_top[layer])
+        part = self.body(linear, tile.bias, self.transform, self.probs)
+        assert part.dot is not None  # probs were given
+        self.dot[layer] += part.dot
+        self.statistics.put(layer, part)
+
+    def leave(self) -> None:
+        self.statistics.merge()
+
+    def found(self, unembedding: Unembedding) -> dict[str, Tensor]:
+        chosen, at_top, transform = self.chosen, self.at_top, unembedding.transform
+        if unembedding.bias is not None:
+            chosen += unembedding.bias[self.tokens].to(chosen.dtype)
+            at_top += unembedding.bias[self.head.top].to(chosen.dtype)
+        log_normalizer, maximum = self.statistics.log_normalizer(), self.statistics.maximum
+        # Equal within float error counts as the top: a body may round its transform differently.
+        slack = 1e-6 * maximum.abs()
+        return {
+            "stream": self.statistics.entropy(),
+            "nll": log_normalizer - transform(chosen),
+            "agree": (transform(at_top) >= maximum - slack).double(),
+            "kl": (log_normalizer - self.dot - self.head.entropy).clamp_min(0.0),
+        }

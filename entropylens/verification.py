@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from entropylens.anatomy import Anatomy
-from entropylens.capture import capture, evaluating
+from entropylens.capture import States, capture, evaluating
 from entropylens.errors import DecompositionError, NonFiniteStatesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Verification", "verify"]
+__all__ = ["Verification", "trial_ids", "verify"]
 
 #: Tokens of the trial input: enough to fill attention, cheap on any model.
 TRIAL_TOKENS = 16
@@ -37,18 +37,22 @@ class Verification:
         logits_error: the same for the logits.
         stream_bound: what stream_errors may be: 1e-4 in float32, 4 eps sqrt(L) in other types.
         logits_bound: what logits_error may be.
+        middle_as_said: does the FFN read what attention added just where the anatomy says so?
     """
 
     stream_errors: tuple[float, ...]
     logits_error: float
     stream_bound: float
     logits_bound: float
+    middle_as_said: bool = True
 
     @property
     def holds(self) -> bool:
-        """Whether every error is within its bound (a NaN is not)."""
-        return self.logits_error <= self.logits_bound and all(
-            error <= self.stream_bound for error in self.stream_errors
+        """Whether every error is within its bound (a NaN is not), and the order is as said."""
+        return (
+            self.middle_as_said
+            and self.logits_error <= self.logits_bound
+            and all(error <= self.stream_bound for error in self.stream_errors)
         )
 
     def to_frame(self) -> pd.DataFrame:
@@ -93,6 +97,11 @@ class Verification:
                 f"{len(self.stream_errors)} layers fail)",
                 remedy,
             )
+        if not self.middle_as_said:
+            raise DecompositionError(
+                "whether attention and FFN run in parallel is not as the family's spec says",
+                "set parallel= in entropylens.register()",
+            )
         raise DecompositionError(
             f"final norm, unembedding and output transform give logits that differ from the "
             f"model's by {self.logits_error:.2g} of their size (allowed {self.logits_bound:.2g})",
@@ -102,16 +111,17 @@ class Verification:
 
 def verify(model: PreTrainedModel, anatomy: Anatomy) -> Verification:
     """Compare the captured states with the model's own sums and logits on a trial input."""
-    vocab = anatomy.unembedding.vocab_size
     length = TRIAL_TOKENS if anatomy.context is None else min(TRIAL_TOKENS, anatomy.context)
-    ids = (torch.arange(length) * 7919 + 11).remainder(vocab).unsqueeze(0)
+    ids = trial_ids(anatomy.unembedding.vocab_size, length)
     with evaluating(model), torch.inference_mode():
         states, _ = capture(anatomy, torch.arange(length), ids, use_cache=False)
         expected = model(input_ids=ids.to(anatomy.device), use_cache=False).logits[0]
         rebuilt = anatomy.unembedding.logits(states.final.to(anatomy.unembedding.weight.device))
+        middle_as_said = _ffn_reads_attention(anatomy, ids, states) in (None, not anatomy.parallel)
         errors = tuple(
             _relative_error(
-                states.stream_mid(place) + states.ffn_out[place], states.stream_out[place]
+                states.stream_in(place) + states.attn_out[place] + states.ffn_out[place],
+                states.stream_out[place],
             )
             for place in range(anatomy.num_layers)
         )
@@ -119,7 +129,47 @@ def verify(model: PreTrainedModel, anatomy: Anatomy) -> Verification:
         bound = 1e-4
     else:
         bound = 4 * torch.finfo(anatomy.dtype).eps * math.sqrt(anatomy.num_layers)
-    return Verification(errors, _relative_error(rebuilt, expected), bound, bound)
+    return Verification(errors, _relative_error(rebuilt, expected), bound, bound, middle_as_said)
+
+
+def trial_ids(vocab_size: int, length: int) -> Int[Tensor, "1 sequence"]:
+    """Different token ids for a forward pass that only looks at the model."""
+    return (torch.arange(length) * 7919 + 11).remainder(vocab_size).unsqueeze(0)
+
+
+class _Seen(Exception):
+    """What the FFN read, in a forward pass that goes no further."""
+
+
+def _ffn_reads_attention(
+    anatomy: Anatomy, ids: Int[Tensor, "1 sequence"], states: States
+) -> bool | None:
+    """Does what attention adds change what the FFN of its layer reads? None where none has both."""
+    for place, (attention, ffn) in enumerate(zip(anatomy.attention, anatomy.ffn, strict=True)):
+        if attention is not None and ffn is not None and bool(states.attn_out[place].any()):
+            break
+    else:
+        return None
+
+    def double(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0] * 2, *output[1:])
+        return output * 2
+
+    def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Seen(args[0] if args else kwargs["hidden_states"])
+
+    handles = [module.register_forward_hook(double) for module in attention.adds]
+    handles.append(ffn.reads.register_forward_pre_hook(stop, with_kwargs=True))
+    try:
+        anatomy.decoder(input_ids=ids.to(anatomy.device), use_cache=False)
+    except _Seen as seen:
+        read: Tensor = seen.args[0].reshape(states.ffn_in[place].shape)
+        return not torch.equal(read.to(states.ffn_in[place].device), states.ffn_in[place])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None
 
 
 def _relative_error(

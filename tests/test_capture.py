@@ -3,8 +3,8 @@ import torch
 from tiny import tiny_model
 
 import entropylens
-from entropylens.anatomy import anatomy_of
 from entropylens.capture import capture, evaluating
+from entropylens.recognition import anatomy_of
 
 
 def hooks(model):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_model
 
-from entropylens.anatomy import anatomy_of
 from entropylens.errors import DecompositionError, NonFiniteStatesError
+from entropylens.recognition import anatomy_of
 from entropylens.verification import verify
 
 

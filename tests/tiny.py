@@ -1,38 +1,23 @@
-"""Random tiny models, built from a config, and a tokenizer made on the spot."""
+"""Tiny models of entropylens.specimens, and a tokenizer made on the spot."""
 
 import string
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from entropylens.specimens import CONTEXT, EVERY_FAMILY, VOCAB, tiny_config, tiny_model
+
+__all__ = [
+    "CONTEXT",
+    "EVERY_FAMILY",
+    "FAMILIES",
+    "VOCAB",
+    "tiny_config",
+    "tiny_model",
+    "tiny_tokenizer",
+]
+
+#: The layouts that most tests run on; tests/test_families.py runs on EVERY_FAMILY.
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gpt2")
-VOCAB = 97
-CONTEXT = 512
-
-
-def tiny_model(family, dtype=torch.float32, layers=4, seed=0):
-    """A random model with d_model 32; weights are large enough for peaked policies."""
-    sizes = (
-        {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": CONTEXT}
-        if family == "gpt2"
-        else {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": CONTEXT,
-        }
-    )
-    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": VOCAB - 1}
-    config = AutoConfig.for_model(family, vocab_size=VOCAB, **sizes, **special)
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)
-    return model.to(dtype).eval()
 
 
 def tiny_tokenizer():

@@ -1,1 +1,50 @@
-"""The front doors: whatever a user calls a model becomes a `Subject`."""
+"""The front doors: whatever a user brings becomes one verified Hugging Face model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entropylens.demo import MODEL_NAME, demo_model
+from entropylens.sources import hf, nnsight, transformer_lens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from entropylens.sources.subject import Subject
+
+__all__ = ["open_model"]
+
+
+def open_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    remote: bool | str = False,
+    **loading: Any,
+) -> Subject:
+    """Load or unwrap a model, and verify that its states add up.
+
+    Args:
+        model: a Hub id, directory or GGUF file; a loaded Hugging Face or PEFT model, or a
+            TransformerLens bridge or nnsight model; None for the bundled model.
+        tokenizer: of a loaded model.
+        remote: let a server run an nnsight model, see `nnsight.RemoteReader`.
+        loading: dtype, device, revision and trust_remote_code of a named one, see `hf.load`.
+
+    Raises:
+        EntropyLensError: its subclasses tell what is wrong and what to do.
+    """
+    if remote:
+        return nnsight.connect(model, remote, tokenizer)
+    if model is None:
+        return hf.load(demo_model(), **loading, name=MODEL_NAME)
+    if isinstance(model, str | Path):
+        return hf.load(model, **loading)
+    if transformer_lens.is_bridge(model):
+        inner, own_tokenizer = transformer_lens.unwrap(model)
+        return hf.wrap(inner, tokenizer or own_tokenizer)
+    if nnsight.is_nnsight(model):
+        inner, own_tokenizer = nnsight.unwrap(model)
+        return hf.wrap(inner, tokenizer or own_tokenizer)
+    return hf.wrap(model, tokenizer)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from entropylens.anatomy import anatomy_of
 from entropylens.errors import (
     AllocationError,
     EntropyLensError,
@@ -21,8 +20,8 @@ from entropylens.errors import (
     WeightsError,
 )
 from entropylens.memory import is_allocation_failure
+from entropylens.recognition import understand
 from entropylens.sources.subject import Subject
-from entropylens.verification import verify
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +96,7 @@ def load_unverified(
         config = _load_config(source, options)
     _check_decoder(config, str(model), trust_remote_code)
     with _explained(str(model)):
-        loaded = _load_model(source, torch_dtype, options).to(place)
+        loaded = _load_model(source, config, torch_dtype, options).to(place)
     return loaded, _load_tokenizer(source, path, options)
 
 
@@ -110,12 +109,20 @@ def wrap(
 ) -> Subject:
     """Understand a loaded model as it stands; nothing of it is changed.
 
+    A PEFT model is read with its active adapters.
+
     Raises:
         NotADecoderError, UnknownArchitectureError, DecompositionError: what their names say.
+        SettingError: a PEFT model with virtual tokens.
     """
-    anatomy = anatomy_of(model)
-    verification = verify(model, anatomy)
-    verification.raise_if_broken()
+    if hasattr(model, "get_base_model"):  # a PeftModel; its layers stand in the base model
+        if getattr(model.active_peft_config, "is_prompt_learning", False):
+            raise SettingError(
+                f"the adapter adds virtual tokens ({model.active_peft_config.peft_type.value})",
+                "entropylens reads adapters of weights, such as LoRA; merge or choose another",
+            )
+        model = model.get_base_model()
+    anatomy, verification = understand(model)
     name = name or model.config.name_or_path or type(model).__name__
     return Subject(name, revision, model, tokenizer, anatomy, verification)
 
@@ -216,9 +223,10 @@ def _load_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
 def _check_decoder(config: PretrainedConfig, name: str, trust_remote_code: bool) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
+    wrapper = _is_wrapper(config)
+    known = wrapper or config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
     named = getattr(config, "architectures", None) or []
-    causal = not named or any("CausalLM" in it or "LMHeadModel" in it for it in named)
+    causal = wrapper or not named or any("CausalLM" in it or "LMHeadModel" in it for it in named)
     if config.is_encoder_decoder or not known or not causal:
         what = ", ".join(named) or config.model_type
         raise NotADecoderError(
@@ -227,10 +235,23 @@ def _check_decoder(config: PretrainedConfig, name: str, trust_remote_code: bool)
         )
 
 
-def _load_model(source: str, dtype: torch.dtype | str, options: dict[str, Any]) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+def _is_wrapper(config: PretrainedConfig) -> bool:
+    """Is it a text stack with others around it (Gemma 3 4B and up, Llama 4, Mistral 3)?"""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    model, info = AutoModelForCausalLM.from_pretrained(
+    named = getattr(config, "architectures", None) or []
+    return config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES and any(
+        "ForConditionalGeneration" in it for it in named
+    )
+
+
+def _load_model(
+    source: str, config: PretrainedConfig, dtype: torch.dtype | str, options: dict[str, Any]
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    loader = AutoModelForImageTextToText if _is_wrapper(config) else AutoModelForCausalLM
+    model, info = loader.from_pretrained(
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())

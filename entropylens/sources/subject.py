@@ -17,6 +17,8 @@ from entropylens.verification import Verification
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from entropylens.sources.nnsight import RemoteReader
+
 __all__ = ["Subject"]
 
 
@@ -31,6 +33,7 @@ class Subject:
         tokenizer: its tokenizer, or None where it came without one.
         anatomy: where its states are.
         verification: how well they add up.
+        remote: what reads the model where a server runs it, or None where it is run here.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase | None
     anatomy: Anatomy
     verification: Verification
+    remote: RemoteReader | None = None
 
     @property
     def limits(self) -> Limits:
@@ -58,10 +62,14 @@ class Subject:
             config.pop(unimportant, None)
         text = json.dumps(config, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode())
+        if self.remote is not None:  # its weights are told by name only
+            digest.update(f"{self.name}@{self.revision}".encode())
         for name, parameter in self.model.named_parameters():
+            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+            if parameter.is_meta:  # offloaded
+                continue
             flat = parameter.detach().reshape(-1)
             sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
-            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
             digest.update(torch.nan_to_num(sample).numpy().tobytes())
             digest.update(f"{float(flat.sum(dtype=torch.float32)):.6g}".encode())
         return digest.hexdigest()[:32]

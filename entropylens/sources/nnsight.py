@@ -1,0 +1,420 @@
+"""nnsight models: a local one is read with plain hooks, a remote one inside its trace.
+
+From a server (NDIF) the states never come back: a trace reads them, reduces them to
+[layers, positions] floats beside the model, and returns these. What does so is nnsight_trace.py
+and the modules that it imports. They travel as text, and not by cloudpickle's by-value pickling,
+since that ships the methods of dataclasses and named tuples as bytecode, which another Python
+version on the server could not run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor, nn
+
+from entropylens.anatomy import Anatomy, Branch
+from entropylens.capture import evaluating
+from entropylens.control import NormControl
+from entropylens.errors import DecompositionError, ModelAccessError, SettingError
+from entropylens.readings import blank_absent
+from entropylens.recognition import anatomy_of
+from entropylens.sources.subject import Subject
+from entropylens.verification import TRIAL_TOKENS, Verification, trial_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["RemoteReader", "connect", "is_nnsight", "unwrap"]
+
+_TRACE = "entropylens.sources.nnsight_trace"
+
+#: What `_TRACE` imports, and what these import.
+_PARCEL = (
+    *("errors", "transform", "unembedding", "policy", "anatomy", "quantities", "capture"),
+    *("readings", "control", "verification", "sources.nnsight_trace"),
+)
+
+
+def is_nnsight(model: object) -> bool:
+    """Whether a model is nnsight's, without importing it."""
+    return any(kind.__module__.partition(".")[0] == "nnsight" for kind in type(model).__mro__)
+
+
+def unwrap(model: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The Hugging Face model in a local nnsight model, and its tokenizer; nothing is changed.
+
+    Raises:
+        SettingError: it has no weights here, or edits that plain hooks would pass by, or wraps
+            something else.
+    """
+    if not getattr(model, "dispatched", True):
+        raise SettingError(
+            f"the nnsight model {_name(model)!r} has no weights on this machine",
+            "make it with dispatch=True, or pass remote=True to have a server run it",
+        )
+    if model._edits:
+        raise SettingError(
+            f"the nnsight model {_name(model)!r} has edits, which are not applied outside a trace",
+            "clear them (model.clear_edits()), or pass remote='local' to read the edited model",
+        )
+    tokenizer: PreTrainedTokenizerBase | None = vars(model).get("tokenizer")
+    return _hugging_face(model), tokenizer
+
+
+def connect(
+    model: Any, remote: bool | str, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Subject:
+    """Verify a model that a server runs, for reading it there; see `RemoteReader`.
+
+    Raises:
+        NonFiniteStatesError, DecompositionError: as `Verification.raise_if_broken`.
+        SettingError, ModelAccessError, UnknownArchitectureError: as `RemoteReader`.
+    """
+    reader = RemoteReader(model, remote)
+    verification = reader.verify()
+    verification.raise_if_broken()
+    return Subject(
+        name=_name(model),
+        revision=model.revision,
+        model=_hugging_face(model),
+        tokenizer=tokenizer or model.tokenizer,
+        anatomy=reader.anatomy,
+        verification=verification,
+        remote=reader,
+    )
+
+
+class RemoteReader:
+    """Reads an nnsight model inside its traces.
+
+    Args:
+        model: an `nnsight.TransformersModel`; it needs no weights where a server runs it.
+        remote: True or a server's URL for NDIF; "local" for a dry run of the same on this machine.
+
+    Attributes:
+        anatomy: bound to the modules that are here; of a model without weights E_u is on the meta
+            device.
+
+    Raises:
+        SettingError: no nnsight, no nnsight model, or one whose modules cannot be reached.
+        NotADecoderError, UnknownArchitectureError: as `anatomy_of`.
+    """
+
+    def __init__(self, model: Any, remote: bool | str) -> None:
+        _nnsight()
+        if not is_nnsight(model) or not hasattr(type(model), "to_model_key"):
+            raise SettingError(
+                f"remote={remote!r} was passed with a {type(model).__name__}",
+                "wrap it: nnsight.TransformersModel(repo_id, task='text-generation')",
+            )
+        if not remote:
+            raise SettingError(f"remote is {remote!r}", "pass True, 'local' or a server's URL")
+        if remote == "local":
+            model.dispatch()
+        self.model, self.remote = model, remote
+        inner = _hugging_face(model)
+        with _readable(inner):
+            self.anatomy: Anatomy = anatomy_of(inner)
+        self._sites = _sites(model, inner, self.anatomy)
+        self._controls: dict[int, NormControl] = {}
+        takes = inspect.signature(type(inner).forward).parameters
+        self._frugal = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    def verify(self) -> Verification:
+        """Do the states of the running model add up, on a trial input?
+
+        `anatomy` then has the dtype of these states.
+
+        Raises:
+            ModelAccessError: the server did not run the trace.
+            DecompositionError: its modules are not called in the order of the family's spec.
+        """
+        context, vocab_size = self.anatomy.context, self.anatomy.unembedding.vocab_size
+        length = TRIAL_TOKENS if context is None else min(TRIAL_TOKENS, context)
+        ids = trial_ids(vocab_size, length).repeat(2, 1)
+        found = self._run("verify", {"length": length}, {"input_ids": ids})
+        dtype: torch.dtype = getattr(torch, found["dtype"])
+        unembedding = self.anatomy.unembedding
+        if unembedding.weight.is_meta:  # a server may have loaded another type than the config's
+            typed = replace(unembedding, weight=unembedding.weight.to(dtype))
+            self.anatomy = replace(self.anatomy, unembedding=typed)
+        bound = _bound(dtype, self.anatomy.num_layers)
+        return Verification(
+            stream_errors=tuple(found["stream_errors"]),
+            logits_error=found["logits_error"],
+            stream_bound=bound,
+            logits_bound=bound,
+            middle_as_said=found["ffn_reads_attention"] in (None, not self.anatomy.parallel),
+        )
+
+    def read(
+        self,
+        input_ids: Int[Tensor, "batch sequence"],
+        attention_mask: Int[Tensor, "batch sequence"] | None,
+        positions: Int[Tensor, " positions"],
+        tokens: Int[Tensor, " positions"],
+        reading: str = "raw",
+        seed: int = 0,
+    ) -> tuple[dict[str, Float[Tensor, "layers positions"]], Float[Tensor, "positions 2"]]:
+        """Every quantity of a reading at some positions of a batch, padded on the right.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: 0 at padding, or None where there is none.
+            positions: indices into the flattened [batch * sequence].
+            tokens: the token produced at each position.
+            reading: raw | normed | both.
+            seed: of the same-norm control.
+
+        Returns:
+            The quantities, and pi_theta's entropy and NLL.
+
+        Raises:
+            ModelAccessError, DecompositionError: as `verify`.
+        """
+        wants_control = reading != "normed"
+        request = {
+            "positions": positions,
+            "tokens": tokens,
+            "reading": reading,
+            "seed": seed,
+            "control": wants_control and seed not in self._controls,
+        }
+        inputs = {"input_ids": input_ids, **self._frugal}
+        if attention_mask is not None:
+            inputs["attention_mask"] = attention_mask
+        found = self._run("read", request, inputs)
+        quantities = found["quantities"]
+        if found["curve"] is not None:
+            log_norms, entropies = found["curve"]
+            d_model = self.anatomy.unembedding.d_model
+            self._controls[seed] = _Joined(log_norms, entropies, d_model)
+        if wants_control:
+            quantities |= self._controls[seed].deltas(quantities)
+        blank_absent(quantities, self.anatomy)
+        return quantities, found["head"]
+
+    def _run(
+        self, function: str, request: dict[str, Any], inputs: dict[str, Any]
+    ) -> dict[str, Any]:
+        inputs["use_cache"] = False
+        arguments = (function, self._sites, request)
+        with torch.no_grad(), evaluating(self.model._module), _explained(self.remote):
+            return _traced(self.model, self.remote, inputs, arguments)
+
+
+def _traced(
+    model: Any, remote: bool | str, inputs: dict[str, Any], arguments: tuple[Any, ...]
+) -> dict[str, Any]:
+    """Run a function of `_TRACE` in a trace.
+
+    Every name that the block below reads is pickled with it, so that it reads text and builtin
+    types only.
+    """
+    nnsight, loader, sources, trace = _nnsight(), _loader(), _sources(), _TRACE
+    server: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    with model.trace(remote=remote, **inputs):
+        exec(loader, server)
+        found = nnsight.save(server["_unpack"](sources)(trace, *arguments))
+    return found  # noqa: RET504 (nnsight binds it in this frame after the block)
+
+
+def _unpack(sources: Mapping[str, str]) -> Callable[..., Any]:
+    """Make modules from their text, and return what calls a function of one of them.
+
+    It travels as text itself, so that it uses builtins only. The modules go nowhere but into what
+    is returned: a server's own modules stay as they are.
+    """
+    import builtins
+
+    class Module:
+        """A namespace to run a module's text in."""
+
+    class Absent:
+        """Stands for all of a library that is not there, and remembers what it is called with."""
+
+        def __init__(self, *given: Any) -> None:
+            self.given = given
+
+        def __getattr__(self, name: str) -> Any:
+            return Absent()
+
+        def __getitem__(self, name: Any) -> Any:
+            return Absent()
+
+        def __call__(self, *given: Any, **_named: Any) -> Any:
+            return Absent(*given)
+
+    made: dict[str, Any] = {}
+
+    def find(name: str, *where: Any) -> Any:
+        if name in sources:
+            return make(name)
+        root = name.partition(".")[0]
+        if root == "entropylens":  # a dry run must not find what a server has not
+            raise ImportError(f"{name} is not among the modules that travel")
+        if root in ("jaxtyping", "pandas", "scipy"):
+            return Absent()
+        return __import__(name, *where)
+
+    def make(name: str) -> Any:
+        if name not in made:
+            made[name] = Module()
+            scope = vars(made[name])
+            scope["__builtins__"] = vars(builtins) | {"__import__": find}
+            # dataclasses look a class's module up in sys.modules; this one is always there.
+            scope["__name__"] = "builtins"
+            exec(compile(sources[name], f"<{name}>", "exec"), scope)
+        return made[name]
+
+    def call(name: str, function: str, *arguments: Any) -> Any:
+        return getattr(make(name), function)(*arguments)
+
+    return call
+
+
+@functools.cache
+def _loader() -> str:
+    return f"from __future__ import annotations\n{inspect.getsource(_unpack)}"
+
+
+@functools.cache
+def _sources() -> dict[str, str]:
+    names = [f"entropylens.{name}" for name in _PARCEL]
+    return {name: inspect.getsource(importlib.import_module(name)) for name in names}
+
+
+class _Joined(NormControl):
+    """A control whose curve was computed on the server."""
+
+    def __init__(
+        self,
+        log_norms: Float[Tensor, " points"],
+        entropies: Float[Tensor, " points"],
+        d_model: int,
+    ) -> None:
+        self._root_width = math.sqrt(d_model)
+        self._log_range = (float(log_norms[0]), float(log_norms[-1]))
+        self._curve = PchipInterpolator(log_norms.numpy(), entropies.numpy(), extrapolate=False)
+
+
+def _sites(model: Any, inner: nn.Module, anatomy: Anatomy) -> dict[str, Any]:
+    """The envoys of an anatomy's modules, as nnsight_trace.py takes them."""
+    envoys = {id(envoy._module): envoy for envoy in model.modules()}
+    paths = {id(module): path for path, module in inner.named_modules()}
+    order = {key: number for number, key in enumerate(paths)}
+
+    def envoy_of(module: Any) -> Any:
+        if id(module) not in envoys:
+            raise SettingError(
+                f"nnsight does not reach {paths.get(id(module), type(module).__name__)!r}",
+                "read the model without it: pass the Hugging Face model itself",
+            )
+        return envoys[id(module)]
+
+    def branch_of(branch: Branch | None) -> tuple[Any, list[Any]] | None:
+        if branch is None:
+            return None
+        # Several modules read the same. The one called first is registered first, and what the
+        # model has passed cannot be read any more.
+        adds = sorted(branch.adds, key=lambda module: order[id(module)])
+        reads = adds[0] if branch.reads in adds else branch.reads
+        return envoy_of(reads), [envoy_of(module) for module in adds]
+
+    transform = anatomy.unembedding.transform
+    unembedding: Any = inner
+    return {
+        "model": envoy_of(inner),
+        "layers": [envoy_of(layer) for layer in anatomy.layers],
+        "attn": [branch_of(branch) for branch in anatomy.attention],
+        "ffn": [branch_of(branch) for branch in anatomy.ffn],
+        "final_norm": envoy_of(anatomy.final_norm),
+        "unembedding": envoy_of(unembedding.get_output_embeddings()),
+        "scale": anatomy.residual_scale,
+        "parallel": anatomy.parallel,
+        "transform": (transform.scale, transform.softcap),
+        "vocab_size": anatomy.unembedding.vocab_size,
+    }
+
+
+def _hugging_face(model: Any) -> PreTrainedModel:
+    inner = model._module
+    if hasattr(inner, "get_base_model"):  # a PeftModel; its layers stand in the base model
+        inner = inner.get_base_model()
+    if not hasattr(inner, "get_output_embeddings"):
+        raise SettingError(
+            f"nnsight wraps a {type(inner).__name__} here, no Hugging Face language model",
+            "wrap one: nnsight.TransformersModel(repo_id, task='text-generation')",
+        )
+    return inner
+
+
+@contextmanager
+def _readable(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model without weights have its unembedding's shape read, as an offloaded one has."""
+    head: Any = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if weight is None or not weight.is_meta or hasattr(head, "_hf_hook"):
+        yield
+        return
+    parameters = dict(head.named_parameters())
+    head._hf_hook = SimpleNamespace(weights_map=parameters, execution_device="meta")
+    try:
+        yield
+    finally:
+        del head._hf_hook
+
+
+def _bound(dtype: torch.dtype, num_layers: int) -> float:
+    """What errors may be in states of this type, as in `verification.verify`."""
+    if dtype in (torch.float32, torch.float64):
+        return 1e-4
+    return 4 * torch.finfo(dtype).eps * math.sqrt(num_layers)
+
+
+def _nnsight() -> Any:
+    try:
+        return importlib.import_module("nnsight")
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            "remote= needs nnsight, which is not installed", "pip install 'entropylens[nnsight]'"
+        ) from error
+
+
+@contextmanager
+def _explained(remote: bool | str) -> Iterator[None]:
+    """Turn what nnsight raises into what the user can do about it."""
+    out_of_order = importlib.import_module("nnsight.intervention.interleaver").OutOfOrderError
+    try:
+        yield
+    except out_of_order as error:
+        raise DecompositionError(
+            f"a module was not called where the family's spec has it ({error})",
+            "name the modules that are, with entropylens.register(), in the order of their calls",
+        ) from error
+    except Exception as error:  # the Hub's, httpx's, websocket's or what the server says
+        if remote == "local":
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelAccessError(
+            f"the server did not run the trace ({lines[-1][:300]})",
+            "check the model's Hub id, the API key (nnsight.login()) and that the model is up "
+            "(nnsight.status())",
+        ) from error
+
+
+def _name(model: Any) -> str:
+    return vars(model).get("repo_id") or type(model._module).__name__
