@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from entropylens.recommend import Recommendation as Recommendation
     from entropylens.responses import Response as Response
     from entropylens.results import Analysis as Analysis
+    from entropylens.series import Series as Series
+    from entropylens.series import analyze_series as analyze_series
 
 __version__ = "0.1.0"
 
@@ -26,7 +28,9 @@ _HOME = {
     "Family": "anatomy",
     "Recommendation": "recommend",
     "Response": "responses",
+    "Series": "series",
     "analyze": "analysis",
+    "analyze_series": "series",
     "internal_policy": "internal",
     "register": "families",
 }

@@ -22,7 +22,7 @@ from entropylens.sources import open_model
 from entropylens.sources.subject import Subject
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["analyze"]
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def analyze(
-    model: str | Path | PreTrainedModel | None = None,
+    model: Any = None,
     responses: str | Path | Iterable[Response | Mapping[str, Any]] | None = None,
     *,
     datasets: Sequence[str] = (),
@@ -56,8 +56,9 @@ def analyze(
     """Measure every layer's and module's policy over a model's own responses.
 
     Args:
-        model: a Hub id, a directory, a GGUF file or a loaded Hugging Face model, which is left
-            as it came; None for the bundled SmolLM2-135M-Instruct.
+        model: a Hub id, a directory, a GGUF file or a veRL checkpoint; a loaded Hugging Face or
+            PEFT model, a TransformerLens bridge or an nnsight model, which is left as it came;
+            None for the bundled SmolLM2-135M-Instruct.
         responses: a JSONL file (see `responses.read_responses`) or such objects in memory; None
             lets the model answer `datasets`.
         datasets: files or `bundled` (the default); the choice is then shown for each of them.

@@ -111,6 +111,8 @@ def analyze(
         from entropylens.demo import MODEL_NAME
         from entropylens.generation import Sampling
         from entropylens.rundir import new_directory
+        from entropylens.series import analyze_series
+        from entropylens.sources import verl
 
         given = {
             "num_samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
@@ -120,28 +122,32 @@ def analyze(
         }
         directory = output or new_directory(model or MODEL_NAME)
         _prepare_process()
-        analysis = run(
-            model,
-            responses,
-            datasets=dataset or (),
-            num_prompts=num_prompts,
-            sampling=Sampling(**sampling, seed=seed) if sampling else None,
-            template=template,
-            thinking=None if thinking is None else thinking is Thinking.on,
-            output=directory,
-            reading=reading.value,
-            dtype=dtype,
-            device=device,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            batch_tokens=batch_tokens,
-            skip_bad=skip_bad,
-            seed=seed,
-            force=force,
-        )
-        _print_analysis(analysis, as_json)
+        settings: dict[str, Any] = {
+            "datasets": dataset or (),
+            "num_prompts": num_prompts,
+            "sampling": Sampling(**sampling, seed=seed) if sampling else None,
+            "template": template,
+            "thinking": None if thinking is None else thinking is Thinking.on,
+            "output": directory,
+            "reading": reading.value,
+            "dtype": dtype,
+            "device": device,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "batch_tokens": batch_tokens,
+            "skip_bad": skip_bad,
+            "seed": seed,
+            "force": force,
+        }
+        if model is not None and len(verl.steps(Path(model))) > 1:
+            series = analyze_series(model, responses, **settings)
+            for step, analysis in series.analyses.items():
+                typer.echo(f"step {step}:", err=True)
+                _print_analysis(analysis, as_json)
+        else:
+            _print_analysis(run(model, responses, **settings), as_json)
         if not as_json:
-            typer.echo(f"\nWritten to {directory}; open {directory / 'report.html'}")
+            typer.echo(f"\nWritten to {directory}; open {_report_of(directory)}")
 
 
 @app.command()
@@ -263,6 +269,11 @@ def _prepare_process() -> None:
     logger = logging.getLogger("entropylens")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
+
+
+def _report_of(directory: Path) -> Path:
+    series = directory / "series.csv"
+    return series if series.is_file() else directory / "report.html"
 
 
 def _print_analysis(analysis: Analysis, as_json: bool) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,14 +13,11 @@ from entropylens.capture import capture, evaluating
 from entropylens.errors import SettingError
 from entropylens.sources import open_model
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 __all__ = ["internal_policy"]
 
 
 def internal_policy(
-    model: str | Path | PreTrainedModel,
+    model: Any,
     ids: Sequence[int],
     layer: int,
     module: str | None = None,

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entropylens.demo import MODEL_NAME, demo_model
-from entropylens.sources import hf, nnsight, transformer_lens
+from entropylens.errors import SettingError
+from entropylens.sources import hf, nnsight, transformer_lens, verl
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,8 +27,8 @@ def open_model(
     """Load or unwrap a model, and verify that its states add up.
 
     Args:
-        model: a Hub id, directory or GGUF file; a loaded Hugging Face or PEFT model, or a
-            TransformerLens bridge or nnsight model; None for the bundled model.
+        model: a Hub id, directory, GGUF file or veRL checkpoint; a loaded Hugging Face or PEFT
+            model, a TransformerLens bridge or an nnsight model; None for the bundled model.
         tokenizer: of a loaded model.
         remote: let a server run an nnsight model, see `nnsight.RemoteReader`.
         loading: dtype, device, revision and trust_remote_code of a named one, see `hf.load`.
@@ -40,7 +41,7 @@ def open_model(
     if model is None:
         return hf.load(demo_model(), **loading, name=MODEL_NAME)
     if isinstance(model, str | Path):
-        return hf.load(model, **loading)
+        return _open_named(model, tokenizer, **loading)
     if transformer_lens.is_bridge(model):
         inner, own_tokenizer = transformer_lens.unwrap(model)
         return hf.wrap(inner, tokenizer or own_tokenizer)
@@ -48,3 +49,19 @@ def open_model(
         inner, own_tokenizer = nnsight.unwrap(model)
         return hf.wrap(inner, tokenizer or own_tokenizer)
     return hf.wrap(model, tokenizer)
+
+
+def _open_named(
+    model: str | Path, tokenizer: PreTrainedTokenizerBase | None, **loading: Any
+) -> Subject:
+    found = verl.steps(Path(model))
+    if not found:
+        return hf.load(model, **loading)
+    if len(found) > 1:
+        raise SettingError(
+            f"{str(model)!r} holds the checkpoints of {len(found)} steps",
+            f"name one, such as {found[-1][1].parent.name}, or call analyze_series()",
+        )
+    loading.pop("revision", None)
+    loaded, own_tokenizer = verl.load(found[0][1], **loading)
+    return hf.wrap(loaded, tokenizer or own_tokenizer, name=str(model))
