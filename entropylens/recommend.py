@@ -132,6 +132,8 @@ def recommend(
         seed: of the resamples.
         resamples: how often prompts are drawn anew.
     """
+    if not np.isfinite(profile.means).all():
+        return _without_every_ffn(profile, reading, rule)
     literal = paper_rule_layer(profile.means)
     draws = profile.resampled(resamples, seed)
     weights = cut_weights(draws, profile.errors()).mean(0)
@@ -170,6 +172,27 @@ def recommend(
         stages=stages,
         num_prompts=profile.num_prompts,
         prompts_needed=needed,
+    )
+
+
+def _without_every_ffn(profile: Profile, reading: str, rule: str) -> Recommendation:
+    """The rule compares the FFNs of all layers (Sec. 5): it says nothing where some have none."""
+    missing = (np.flatnonzero(~np.isfinite(profile.means)) + 1).tolist()
+    which = "no layer" if len(missing) == profile.num_layers else f"not every layer ({missing} not)"
+    return Recommendation(
+        layer=None,
+        rule=rule,
+        applies="no",
+        stability=None,
+        sensitivity=None,
+        paper_rule_layer=paper_rule_layer(np.nan_to_num(profile.means, nan=-math.inf)),
+        alternatives=(),
+        reason=f"No layer: {which} has an FFN, and the rule is about those of all layers, so it "
+        "has nothing to say.",
+        reading=reading,
+        stages=Stages(None, None, None),
+        num_prompts=profile.num_prompts,
+        prompts_needed=None,
     )
 
 

@@ -113,7 +113,8 @@ def prompt_sums(responses: pd.DataFrame, quantities: Sequence[str]) -> PromptSum
     """
     weighted = responses[list(quantities)].multiply(responses["num_tokens"], axis=0)
     weighted["num_tokens"] = responses["num_tokens"]
-    by_prompt = weighted.groupby([responses["prompt_id"], responses["layer"]]).sum().sort_index()
+    groups = weighted.groupby([responses["prompt_id"], responses["layer"]])
+    by_prompt = groups.sum(min_count=1).sort_index()  # what a layer does not have stays NaN
     layers = responses["layer"].nunique()
     values = by_prompt.to_numpy(dtype=float).reshape(-1, layers, len(quantities) + 1)
     return PromptSums(sums=values[..., :-1], tokens=values[:, 0, -1])

@@ -74,17 +74,13 @@ class Stages:
     integration: tuple[int, int] | None
     convergence: tuple[int, int] | None
 
-    def of(self, layer: int) -> str:
-        """The stage that a layer belongs to.
-
-        Raises:
-            ValueError: no stage has this layer.
-        """
+    def of(self, layer: int) -> str | None:
+        """The stage that a layer belongs to, or None where the stages were not found."""
         for name in STAGES:
             span = getattr(self, name)
             if span is not None and span[0] <= layer <= span[1]:
                 return name
-        raise ValueError(f"no stage holds layer {layer}")
+        return None
 
     def to_dict(self) -> dict[str, list[list[int]]]:
         """Lists of [first, last], as analysis.json has them."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -48,15 +50,15 @@ def layer_table(analysis: Analysis) -> Table:
     frame = analysis.layers
     entropies = [f"{prefix}entropy_{site}" for site in ("layer", "attn", "ffn")]
     deltas = [f"{prefix}delta_{site}" for site in ("layer", "attn", "ffn")]
-    highest = float(frame[entropies].to_numpy().max())
+    highest = float(np.nanmax(frame[entropies].to_numpy()))
     largest = {name: float(frame[name].abs().max()) for name in deltas}
     for row in frame.to_dict("records"):
         stage = analysis.stages.of(row["layer"])
         table.add_row(
             str(row["layer"]),
-            *(f"{row[name]:5.2f} {_level(row[name], highest)}" for name in entropies),
-            *(f"{row[name]:+6.2f} {_signed_bar(row[name], largest[name])}" for name in deltas),
-            Text(stage, style=_STAGE_STYLES[stage]),
+            *(_entropy(row[name], highest) for name in entropies),
+            *(_change(row[name], largest[name]) for name in deltas),
+            Text(stage or "", style=_STAGE_STYLES.get(stage or "", "")),
         )
     return table
 
@@ -83,6 +85,14 @@ def _bounds(found: Recommendation) -> str:
         return "none"
     low, high = found.sensitivity
     return f"above {low:.2g} nats" if high == float("inf") else f"{low:.2g} to {high:.2g} nats"
+
+
+def _entropy(value: float, highest: float) -> str:
+    return "    -" if math.isnan(value) else f"{value:5.2f} {_level(value, highest)}"
+
+
+def _change(value: float, largest: float) -> str:
+    return "     -" if math.isnan(value) else f"{value:+6.2f} {_signed_bar(value, largest)}"
 
 
 def _level(value: float, highest: float) -> str:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from entropylens.plots.style import ATTN, CONTROL, FFN, figure_rows, layer_axis, stage_bands
+from entropylens.plots.style import (
+    ATTN,
+    CONTROL,
+    FFN,
+    figure_rows,
+    layer_axis,
+    mark_mixers,
+    stage_bands,
+)
 
 if TYPE_CHECKING:
     from entropylens.results import Analysis
@@ -40,6 +48,11 @@ def change(analyses: Sequence[Analysis]) -> Figure:
                     color=color, alpha=0.25, lw=0,
                 )  # fmt: skip
                 axes.plot(frame["layer"], frame[name], "o-", color=color, ms=3, lw=1.2)
+                if module == "attn":
+                    depth = frame["layer"].to_numpy(float)
+                    mark_mixers(axes, analysis, depth, frame[name].to_numpy())
+                    if {"linear_attention", "ssm"} & set(analysis.mixers):
+                        axes.legend(loc="best", fontsize="small")
                 layer_axis(axes, analysis.num_layers, label=module == "ffn")
             layer = analysis.recommendation.layer
             if layer is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
-from entropylens.plots.style import ATTN, FFN, figure_rows, layer_axis
+from entropylens.plots.style import ATTN, FFN, figure_rows, layer_axis, mark_mixers
 
 if TYPE_CHECKING:
     from entropylens.results import Analysis
@@ -33,6 +33,8 @@ def cosine(analyses: Sequence[Analysis]) -> Figure:
                 frame["layer"], frame["cos_ffn"], "s-", color=FFN, ms=3.5, lw=1.2,
                 label=r"$\cos(F^l, H^{l-1} + A^l)$",
             )  # fmt: skip
+            depth = frame["layer"].to_numpy(float)
+            mark_mixers(axes, analysis, depth, frame["cos_attn"].to_numpy())
             layer_axis(axes, analysis.num_layers)
         columns[0][0].set_ylabel("cosine similarity")
         columns[-1][0].legend(loc="best", fontsize="small")

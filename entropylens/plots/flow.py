@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
-from entropylens.plots.style import ATTN, FFN, STREAM, figure_rows, layer_axis
+from entropylens.plots.style import ATTN, FFN, STREAM, figure_rows, layer_axis, mark_mixers
 
 if TYPE_CHECKING:
     from entropylens.results import Analysis
@@ -34,11 +34,13 @@ def flow(analyses: Sequence[Analysis]) -> Figure:
             )
             depth = np.stack([layer - 2 / 3, layer - 1 / 3, layer], axis=1).ravel()
             path = np.stack([attn, ffn, stream], axis=1).ravel()
-            axes.plot([0, *depth], [first, *path], color="0.8", lw=0.8, zorder=1)
+            there = np.isfinite(path)  # a layer may have no attention or no FFN
+            axes.plot([0, *depth[there]], [first, *path[there]], color="0.8", lw=0.8, zorder=1)
             axes.plot(
                 [0, *layer], [first, *stream], "o-", color=STREAM, ms=3, label="$H^l$ (layer)"
             )
             axes.plot(layer - 2 / 3, attn, "^", color=ATTN, ms=4, label="$A^l$ (attention)")
+            mark_mixers(axes, analysis, layer - 2 / 3, attn)
             axes.plot(layer - 1 / 3, ffn, "s", color=FFN, ms=3.5, label="$F^l$ (FFN)")
             axes.plot(
                 [analysis.num_layers], [analysis.policy_entropy], "*",

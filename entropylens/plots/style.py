@@ -13,13 +13,24 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from entropylens.files import make_directory, write_whole
 
 if TYPE_CHECKING:
     from entropylens.results import Analysis
 
-__all__ = ["ATTN", "CONTROL", "FFN", "STREAM", "figure_rows", "layer_axis", "save", "stage_bands"]
+__all__ = [
+    "ATTN",
+    "CONTROL",
+    "FFN",
+    "STREAM",
+    "figure_rows",
+    "layer_axis",
+    "mark_mixers",
+    "save",
+    "stage_bands",
+]
 
 _COLORS = sns.color_palette("colorblind").as_hex()
 STREAM, ATTN, FFN = _COLORS[7], _COLORS[0], _COLORS[3]
@@ -81,6 +92,30 @@ def stage_bands(axes: Axes, analysis: Analysis, names: bool) -> None:
                 ha="center",
                 fontsize="small",
                 color="0.35",
+            )
+
+
+#: What a layer mixes tokens with where it is no attention, and its mark.
+_MIXERS = {"linear_attention": ("D", "linear attention"), "ssm": ("v", "state space mixer")}
+
+
+def mark_mixers(
+    axes: Axes, analysis: Analysis, depth: NDArray[Any], values: NDArray[Any], size: float = 5
+) -> None:
+    """Draw hollow marks over the points of layers whose mixer is no attention.
+
+    Args:
+        axes: the panel.
+        analysis: the model.
+        depth, values: [L] where the points of attention are.
+        size: of the marks, in points.
+    """
+    mixers = np.array(analysis.mixers)
+    for kind, (marker, label) in _MIXERS.items():
+        those = mixers == kind
+        if those.any():
+            axes.plot(
+                depth[those], values[those], marker, mfc="white", mec=ATTN, ms=size, label=label
             )
 
 
