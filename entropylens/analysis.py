@@ -20,6 +20,7 @@ from entropylens.results import Analysis
 from entropylens.rundir import open_run
 from entropylens.sources import open_model
 from entropylens.sources.subject import Subject
+from entropylens.tokens import TokenKeeper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +50,8 @@ def analyze(
     batch_tokens: int = BATCH_TOKENS,
     kernel: str = "auto",
     skip_bad: bool = False,
+    keep_tokens: Sequence[str] = (),
+    top_tokens: int = 0,
     seed: int = 0,
     force: bool = False,
     progress: bool = True,
@@ -73,6 +76,8 @@ def analyze(
         batch_tokens: response positions whose states are held at a time.
         kernel: auto | compiled | eager, the body that reduces the logits.
         skip_bad: leave bad responses out and count them.
+        keep_tokens: quantities to keep token by token too (`Analysis.tokens`, tokens.parquet).
+        top_tokens: how many of pi_l's most probable tokens to keep with them.
         seed: of the same-norm control and of resamples.
         force: replace another run in `output`.
         progress: show progress bars.
@@ -89,6 +94,8 @@ def analyze(
         )
     if remote and responses is None:
         raise SettingError("remote= reads responses, it makes none", "pass responses")
+    if remote and top_tokens:
+        raise SettingError("top_tokens are not read remotely", "leave top_tokens at 0")
     sampling = sampling or Sampling(seed=seed)
     subject = open_model(
         model, tokenizer, dtype=dtype, device=device, revision=revision,
@@ -102,6 +109,10 @@ def analyze(
         "reading": reading,
         "seed": seed,
     }
+    keeper = None
+    if keep_tokens or top_tokens:
+        keeper = TokenKeeper(keep_tokens, top_tokens, reading, subject.tokenizer)
+        settings["tokens"] = [keeper.names, top_tokens]
     if responses is None:
         datasets = datasets or (BUNDLED,)
         for dataset, task in zip(datasets, task_names(datasets), strict=True):
@@ -132,7 +143,7 @@ def analyze(
             given = Responses(generate(subject, prompts, sampling, journal, progress=progress))
     analysis = measure(
         subject, given, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel, seed=seed,
-        progress=progress,
+        keeper=keeper, progress=progress,
     )  # fmt: skip
     if run is not None:
         write_outputs(analysis, run.path)

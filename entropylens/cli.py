@@ -88,6 +88,13 @@ def analyze(
     batch_tokens: Annotated[
         int, typer.Option(help="Response positions held in memory at a time.")
     ] = 512,
+    keep_tokens: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep this quantity token by token (tokens.parquet); may be repeated."),
+    ] = None,
+    top_tokens: Annotated[
+        int, typer.Option(help="Keep this many top tokens of every layer's policy, too.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Of sampling, control and resamples.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     trust_remote_code: Annotated[
@@ -136,6 +143,8 @@ def analyze(
             "trust_remote_code": trust_remote_code,
             "batch_tokens": batch_tokens,
             "skip_bad": skip_bad,
+            "keep_tokens": keep_tokens or (),
+            "top_tokens": top_tokens,
             "seed": seed,
             "force": force,
         }

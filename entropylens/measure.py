@@ -22,11 +22,18 @@ from entropylens.kernels.compiled import select_body
 from entropylens.memory import allocations_explained, estimate
 from entropylens.policy import EAGER, VOCAB_TILE, Body, policy_head
 from entropylens.quantities import quantities_of
-from entropylens.readings import blank_absent, geometry, normed_reading, raw_reading
+from entropylens.readings import (
+    TopTokens,
+    blank_absent,
+    geometry,
+    normed_reading,
+    raw_reading,
+)
 from entropylens.responses import Response, Responses
 from entropylens.results import Analysis
 from entropylens.rundir import RunDirectory
 from entropylens.sources.subject import Subject
+from entropylens.tokens import TokenKeeper
 
 __all__ = ["BATCH_TOKENS", "measure"]
 
@@ -45,9 +52,17 @@ def measure(
     batch_tokens: int = BATCH_TOKENS,
     kernel: str = "auto",
     seed: int = 0,
+    keeper: TokenKeeper | None = None,
     progress: bool = True,
 ) -> Analysis:
     """Measure checked responses; what `run` holds already is not computed again.
+
+    Args:
+        subject: the model.
+        responses: what it is read over.
+        run: keeps what is finished, or None.
+        reading, batch_tokens, kernel, seed, progress: as for `analyze`.
+        keeper: makes the rows of single tokens, where they are wanted.
 
     Raises:
         NonFiniteStatesError, AllocationError: what their names say.
@@ -69,6 +84,10 @@ def measure(
         estimate(subject.anatomy, min(batch_tokens, total), reading) / 1e6,
     )
     frames = [] if done is None else [done]
+    tokens = [] if run is None or keeper is None else run.finished_tokens()
+    if keeper is not None:
+        size = keeper.size(total, subject.anatomy.num_layers)
+        logger.info("single tokens are kept: about %.1f MB", size / 1e6)
     bar = tqdm(
         total=total,
         initial=sum(items[index].num_tokens for index in finished),
@@ -77,15 +96,17 @@ def measure(
         disable=not progress,
     )
     with bar, allocations_explained(batch_tokens), evaluating(subject.model):
-        meter = _Meter(subject, items, reading, body, seed)
+        meter = _Meter(subject, items, reading, body, seed, keeper)
         for whole_group in plan(items, batch_tokens):
             group = [index for index in whole_group if index not in finished]
             if not group:
                 continue
             rows = meter.measure(group, batch_tokens, bar)
             frames.append(rows)
+            kept = meter.take_tokens()
+            tokens += kept
             if run is not None:
-                run.add(rows)
+                run.add(rows, pd.concat(kept, ignore_index=True) if kept else None)
     table = pd.concat(frames, ignore_index=True)
     table = table.sort_values(["response_id", "layer"], ignore_index=True)
     return Analysis(
@@ -101,15 +122,30 @@ def measure(
         skipped=responses.skipped,
         seed=seed,
         versions=_versions(),
+        tokens=_in_order(tokens) if keeper is not None else None,
     )
+
+
+def _in_order(tokens: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    order = ["response_id", "position", "layer"]
+    return pd.concat(tokens, ignore_index=True).sort_values(order, ignore_index=True)
 
 
 class _Meter:
     """Measures groups of responses, keeping only sums."""
 
     def __init__(
-        self, subject: Subject, items: Sequence[Response], reading: str, body: Body, seed: int
+        self,
+        subject: Subject,
+        items: Sequence[Response],
+        reading: str,
+        body: Body,
+        seed: int,
+        keeper: TokenKeeper | None,
     ) -> None:
+        self.keeper = keeper
+        self.top = TopTokens(keeper.top) if keeper is not None and keeper.top else None
+        self.tokens: list[pd.DataFrame] = []
         self.anatomy, self.remote = subject.anatomy, subject.remote
         self.items = items
         self.reading = reading
@@ -126,7 +162,12 @@ class _Meter:
         layers = self.anatomy.num_layers
         sums = torch.zeros(len(group), layers, len(self.names), dtype=torch.float64)
         policy = torch.zeros(len(group), 2, dtype=torch.float64)
+        read = dict.fromkeys(group, 0)
         for owners, quantities, head in self._readings(group, batch_tokens, bar):
+            if self.keeper is not None:
+                self.tokens.append(self.keeper.rows(owners, self.items, read, quantities, self.top))
+                for index, count in zip(*owners.unique(return_counts=True), strict=True):
+                    read[int(index)] += int(count)
             owner = torch.tensor([row[int(index)] for index in owners])
             stacked = torch.stack([quantities[name] for name in self.names], dim=-1)
             sums.index_add_(0, owner, stacked.double().cpu().transpose(0, 1))
@@ -134,6 +175,11 @@ class _Meter:
             del quantities, stacked, head  # before the next forward pass
         tokens = np.array([self.items[index].num_tokens for index in group])
         return self._rows(group, tokens, sums.numpy(), policy.numpy())
+
+    def take_tokens(self) -> list[pd.DataFrame]:
+        """The rows of single tokens since the last call."""
+        taken, self.tokens = self.tokens, []
+        return taken
 
     def _readings(
         self, group: Sequence[int], batch_tokens: int, bar: tqdm[Any]
@@ -163,13 +209,18 @@ class _Meter:
         self._check_finite(found, piece.owner)
         head = policy_head(states.final, unembedding, tokens, self.body)
         if self.reading != "normed":
-            found |= raw_reading(states, unembedding, head, tokens, self.body, ticker.tick)
+            found |= raw_reading(
+                states, unembedding, head, tokens, self.body, ticker.tick, self.top
+            )
             if self.control is None:
                 self.control = NormControl(unembedding, self.body, self.seed)
             found |= self.control.deltas(found)
         if self.reading != "raw":
             norm = self.anatomy.norm
-            found |= normed_reading(states, norm, unembedding, head, tokens, self.body, ticker.tick)
+            top = self.top if self.reading == "normed" else None
+            found |= normed_reading(
+                states, norm, unembedding, head, tokens, self.body, ticker.tick, top
+            )
         found = {name: values.to(found["rms_layer"].device) for name, values in found.items()}
         blank_absent(found, self.anatomy)
         return found, torch.stack([head.entropy, head.nll], dim=-1)

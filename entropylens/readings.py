@@ -28,7 +28,7 @@ from entropylens.policy import (
 from entropylens.quantities import GEOMETRY
 from entropylens.transform import OutputTransform
 
-__all__ = ["blank_absent", "geometry", "normed_reading", "raw_reading"]
+__all__ = ["TopTokens", "blank_absent", "geometry", "normed_reading", "raw_reading"]
 
 #: Rows of a matrix product over several layers: enough to use the cores, few enough to cache.
 ROWS = 1024
@@ -86,6 +86,7 @@ def raw_reading(
     tokens: Int[Tensor, " positions"],
     body: Body,
     on_tile: Callable[[], None] = lambda: None,
+    top: TopTokens | None = None,
 ) -> Quantities:
     """Entropies and their changes without the final norm (Eq. 6-8, 12-14), and pi_l's fit.
 
@@ -100,7 +101,7 @@ def raw_reading(
         added=(states.attn_out, states.ffn_out),
         stream=None if accumulate else states.stream_out,
     )
-    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile)
+    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile, top)
     attn_in, ffn_in = read.plain
     attn, ffn = read.added
     return {
@@ -124,6 +125,7 @@ def normed_reading(
     tokens: Int[Tensor, " positions"],
     body: Body,
     on_tile: Callable[[], None] = lambda: None,
+    top: TopTokens | None = None,
 ) -> Quantities:
     """The same behind the final norm N, against the un-normed stream each module reads.
 
@@ -137,7 +139,7 @@ def normed_reading(
             added=(final_norm(states.attn_out), final_norm(states.ffn_out)),
             stream=final_norm(states.stream_out),
         )
-    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile)
+    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile, top)
     (mid,) = read.plain
     attn, ffn = read.added
     stream_in, stream_out = read.stream[:-1], read.stream[1:]
@@ -192,6 +194,7 @@ def read_policies(
     tokens: Int[Tensor, " positions"],
     body: Body,
     on_tile: Callable[[], None] = lambda: None,
+    top: TopTokens | None = None,
 ) -> PolicyReadings:
     """Walk the vocabulary once for all sites of all layers.
 
@@ -203,9 +206,10 @@ def read_policies(
         tokens: the produced token at each position.
         body: which implementation reduces a tile.
         on_tile: called after each tile of the vocabulary, for a progress bar.
+        top: gets the most probable tokens of pi_1..pi_L.
     """
     dtype, transform = compute_dtype(sites.start), unembedding.transform
-    walk = _StreamWalk(len(sites.added[0]), head, tokens, body, dtype)
+    walk = _StreamWalk(len(sites.added[0]), head, tokens, body, dtype, top)
     layers, positions, device = walk.layers, len(final), final.device
     alone = (*sites.plain, *sites.added)
     modules = Accumulator(len(alone) * layers, positions, device)
@@ -246,14 +250,56 @@ def read_policies(
     )
 
 
+class TopTokens:
+    """The most probable tokens of every pi_l.
+
+    Args:
+        count: how many.
+
+    Attributes:
+        ids: [layers, positions, count], the likeliest first.
+        probs: their probabilities.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def start(self, layers: int, positions: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Forget everything."""
+        shape = (layers, positions, self.count)
+        self.ids = torch.zeros(shape, dtype=torch.long, device=device)
+        self.probs = torch.full(shape, -torch.inf, dtype=dtype, device=device)  # logits so far
+
+    def take(self, place: int, linear: Tensor, tile: Tile, transform: OutputTransform) -> None:
+        """Take in one tile of one layer's logits."""
+        logits = transform(linear if tile.bias is None else linear + tile.bias)
+        best, column = logits.topk(min(self.count, logits.shape[-1]), dim=-1)
+        values = torch.cat([self.probs[place], best], dim=-1)
+        ids = torch.cat([self.ids[place], column + tile.start], dim=-1)
+        self.probs[place], order = values.topk(self.count, dim=-1)
+        self.ids[place] = ids.gather(-1, order)
+
+    def finish(self, log_normalizer: Tensor) -> None:
+        """Turn logits into probabilities."""
+        self.probs = (self.probs - log_normalizer.unsqueeze(-1)).exp()
+
+
 class _StreamWalk:
     """Policies of H^0..H^L, against pi_theta and the produced tokens, tile by tile."""
 
     def __init__(
-        self, layers: int, head: PolicyHead, tokens: Tensor, body: Body, dtype: torch.dtype
+        self,
+        layers: int,
+        head: PolicyHead,
+        tokens: Tensor,
+        body: Body,
+        dtype: torch.dtype,
+        top: TopTokens | None,
     ) -> None:
         shape, device = (layers + 1, len(tokens)), tokens.device
-        self.layers, self.head, self.tokens, self.body = layers, head, tokens, body
+        self.layers, self.head, self.tokens, self.body, self.top = layers, head, tokens, body, top
+        if top is not None:
+            top.start(layers, len(tokens), dtype, device)
         self.statistics = Accumulator(*shape, device)
         self.dot = torch.zeros(shape, dtype=torch.float64, device=device)
         self.chosen = torch.zeros(shape, dtype=dtype, device=device)
@@ -269,6 +315,8 @@ class _StreamWalk:
         part = self.body(linear, tile.bias, self.transform, self.probs)
         assert part.dot is not None  # probs were given
         self.dot[layer] += part.dot
+        if self.top is not None and layer > 0:
+            self.top.take(layer - 1, linear, tile, self.transform)
         self.statistics.put(layer, part)
 
     def leave(self) -> None:
@@ -279,6 +327,8 @@ class _StreamWalk:
         if unembedding.bias is not None:
             chosen += unembedding.bias[self.tokens].to(chosen.dtype)
             at_top += unembedding.bias[self.head.top].to(chosen.dtype)
+        if self.top is not None:
+            self.top.finish(self.statistics.log_normalizer()[1:])
         log_normalizer, maximum = self.statistics.log_normalizer(), self.statistics.maximum
         # Equal within float error counts as the top: a body may round its transform differently.
         slack = 1e-6 * maximum.abs()

@@ -52,6 +52,9 @@ class Analysis:
         skipped: bad responses left out.
         seed: of resamples and control.
         versions: of the packages that made it.
+        tokens: one row a response, position and layer, where they were kept: `response_id,
+            position` (from 1), `layer, token_id, token`, the chosen quantities, and the top
+            tokens of pi_l with their probabilities; else None.
     """
 
     model: str
@@ -66,6 +69,7 @@ class Analysis:
     skipped: int
     seed: int
     versions: Mapping[str, str]
+    tokens: pd.DataFrame | None = None
 
     @property
     def num_responses(self) -> int:
@@ -263,7 +267,7 @@ class Analysis:
         }
 
     def save(self, directory: str | Path) -> None:
-        """Write layers.csv, responses.parquet and analysis.json, each of them whole.
+        """Write layers.csv, responses.parquet, tokens.parquet and analysis.json, each whole.
 
         Raises:
             OutputDirectoryError: the directory cannot be written.
@@ -272,6 +276,9 @@ class Analysis:
         write_whole(
             path / "responses.parquet", lambda aside: self.responses.to_parquet(aside, index=False)
         )
+        if self.tokens is not None:
+            kept = self.tokens
+            write_whole(path / "tokens.parquet", lambda aside: kept.to_parquet(aside, index=False))
         write_whole(path / "layers.csv", lambda aside: self.layers.to_csv(aside, index=False))
         write_text(path / "analysis.json", json.dumps(self.to_dict(), indent=2) + "\n")
 
@@ -294,6 +301,8 @@ class Analysis:
                 )
             fields = {name: content[name] for name in _SAVED_FIELDS}
             responses = pd.read_parquet(path / "responses.parquet")
+            kept = path / "tokens.parquet"
+            tokens = pd.read_parquet(kept) if kept.is_file() else None
         except FileNotFoundError as error:
             raise AnalysisFilesError(
                 f"{str(path)!r} holds no finished analysis "
@@ -305,7 +314,8 @@ class Analysis:
                 f"the analysis in {str(path)!r} cannot be read ({error})",
                 "run `entropylens analyze` again with -o and --force",
             ) from error
-        return cls(**fields | {"mixers": tuple(fields["mixers"])}, responses=responses)
+        fields["mixers"] = tuple(fields["mixers"])
+        return cls(**fields, responses=responses, tokens=tokens)
 
 
 _SAVED_FIELDS = (

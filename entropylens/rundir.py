@@ -27,6 +27,7 @@ OWN_FILES = (
     RUN_FILE,
     "layers.csv",
     "responses.parquet",
+    "tokens.parquet",
     "analysis.json",
     "report.html",
     "completions.jsonl",
@@ -82,15 +83,26 @@ class RunDirectory:
                 part.unlink()
         return pd.concat(frames, ignore_index=True) if frames else None
 
-    def add(self, rows: pd.DataFrame) -> None:
-        """Keep the finished rows of some responses."""
+    def finished_tokens(self) -> list[pd.DataFrame]:
+        """The rows of single tokens kept so far."""
+        parts = sorted((self.path / PARTS).glob("[0-9]*.parquet"))
+        return [pd.read_parquet(_tokens_of(part)) for part in parts]
+
+    def add(self, rows: pd.DataFrame, tokens: pd.DataFrame | None = None) -> None:
+        """Keep the finished rows of some responses, and of their single tokens."""
         first = int(rows["response_id"].iloc[0])
         part = make_directory(self.path / PARTS) / f"{first:08d}.parquet"
+        if tokens is not None:  # before the part, which says that all of it is there
+            write_whole(_tokens_of(part), lambda aside: tokens.to_parquet(aside, index=False))
         write_whole(part, lambda aside: rows.to_parquet(aside, index=False))
 
     def close(self) -> None:
         """Drop the parts once everything stands in the final files."""
         shutil.rmtree(self.path / PARTS, ignore_errors=True)
+
+
+def _tokens_of(part: Path) -> Path:
+    return part.with_name(f"tokens-{part.name}")
 
 
 def open_run(path: Path, settings: Mapping[str, Any], *, force: bool = False) -> RunDirectory:

@@ -26,6 +26,8 @@ __all__ = ["Verification", "trial_ids", "verify"]
 
 #: Tokens of the trial input: enough to fill attention, cheap on any model.
 TRIAL_TOKENS = 16
+#: So much larger attention's output must show in what the FFN reads, in any dtype.
+ENLARGED = 1024
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,15 @@ def _ffn_reads_attention(
     else:
         return None
 
-    def double(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def enlarge(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, tuple):
-            return (output[0] * 2, *output[1:])
-        return output * 2
+            return (output[0] * ENLARGED, *output[1:])
+        return output * ENLARGED
 
     def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise _Seen(args[0] if args else kwargs["hidden_states"])
 
-    handles = [module.register_forward_hook(double) for module in attention.adds]
+    handles = [module.register_forward_hook(enlarge) for module in attention.adds]
     handles.append(ffn.reads.register_forward_pre_hook(stop, with_kwargs=True))
     try:
         anatomy.decoder(input_ids=ids.to(anatomy.device), use_cache=False)
