@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,6 +266,40 @@ class Analysis:
             "versions": dict(self.versions),
         }
 
+    @classmethod
+    def merge(cls, analyses: Sequence[Analysis]) -> Analysis:
+        """One analysis of the responses of several of the same model, such as shards of a set.
+
+        Responses are numbered on through; a prompt that occurs in several stays one prompt.
+
+        Raises:
+            SettingError: they are of different models, readings or dtypes, or there is none.
+        """
+        if not analyses:
+            raise SettingError("there is nothing to merge", "pass at least one analysis")
+        first = analyses[0]
+        for other in analyses[1:]:
+            for name in ("model", "revision", "num_layers", "vocab_size", "dtype", "reading"):
+                ours, theirs = getattr(first, name), getattr(other, name)
+                if ours != theirs:
+                    raise SettingError(
+                        f"analyses of different {name} do not merge ({ours!r} and {theirs!r})",
+                        "merge analyses of one model with the same settings",
+                    )
+        counts = [analysis.num_responses for analysis in analyses]
+        starts = [sum(counts[:place]) for place in range(len(counts))]
+        kernels = dict.fromkeys(analysis.kernel for analysis in analyses)
+        kept = [analysis.tokens for analysis in analyses]
+        return replace(
+            first,
+            kernel=", ".join(kernels),
+            responses=_numbered_on([analysis.responses for analysis in analyses], starts),
+            skipped=sum(analysis.skipped for analysis in analyses),
+            tokens=_numbered_on([it for it in kept if it is not None], starts)
+            if all(it is not None for it in kept)
+            else None,
+        )
+
     def save(self, directory: str | Path) -> None:
         """Write layers.csv, responses.parquet, tokens.parquet and analysis.json, each whole.
 
@@ -316,6 +350,14 @@ class Analysis:
             ) from error
         fields["mixers"] = tuple(fields["mixers"])
         return cls(**fields, responses=responses, tokens=tokens)
+
+
+def _numbered_on(frames: Sequence[pd.DataFrame], starts: Sequence[int]) -> pd.DataFrame:
+    moved = [
+        frame.assign(response_id=frame["response_id"].rank(method="dense").astype(int) - 1 + start)
+        for frame, start in zip(frames, starts, strict=True)
+    ]
+    return pd.concat(moved, ignore_index=True)
 
 
 _SAVED_FIELDS = (
