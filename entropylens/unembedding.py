@@ -12,6 +12,7 @@ from entropylens.errors import WeightsError
 __all__ = ["bias_of", "weight_of"]
 
 
+@torch.no_grad()
 def weight_of(module: Any) -> Tensor:
     """The matrix that an lm_head module multiplies with, [vocab, d_model], dense and detached.
 
