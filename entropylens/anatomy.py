@@ -5,7 +5,7 @@ The registered families themselves are in families.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,9 @@ __all__ = [
     "MisfitError",
     "bind",
     "decoder_of",
+    "first_input",
+    "first_tensor",
+    "input_device",
     "mixer_of",
     "text_config",
 ]
@@ -144,11 +147,7 @@ class Anatomy:
     @property
     def device(self) -> torch.device:
         """Where the token ids go."""
-        embedding: Any = self.decoder.get_input_embeddings()
-        device: torch.device = embedding.weight.device
-        if device.type == "meta":  # offloaded by accelerate
-            return torch.device(embedding._hf_hook.execution_device)
-        return device
+        return input_device(self.decoder)
 
     def norm(self, states: torch.Tensor) -> torch.Tensor:
         """N(states), wherever the norm's weights are."""
@@ -213,7 +212,8 @@ def bind(family: Family, model: PreTrainedModel) -> Anatomy:
         unembedding=Unembedding(
             weight=weight_of(unembed), bias=bias_of(unembed), transform=family.transform(config)
         ),
-        context=getattr(config, "max_position_embeddings", None),
+        context=getattr(config, "max_position_embeddings", None)
+        or getattr(config, "max_seq_len", None),
     )
 
 
@@ -230,6 +230,15 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
+def input_device(decoder: Any) -> torch.device:
+    """Where a decoder wants its token ids."""
+    embedding = decoder.get_input_embeddings()
+    device: torch.device = embedding.weight.device
+    if device.type == "meta":  # offloaded by accelerate
+        return torch.device(embedding._hf_hook.execution_device)
+    return device
+
+
 def mixer_of(module: nn.Module) -> str:
     """What a token mixer is, from its class: attention | linear_attention | ssm | none (an FFN)."""
     # A TransformerLens bridge stands in for the module that it holds.
@@ -242,10 +251,10 @@ _MIXERS = {
     **dict.fromkeys(
         ("deltanet", "linearattention", "lightning", "recurrent", "rwkv"), "linear_attention"
     ),
-    **dict.fromkeys(("mamba", "ssm"), "ssm"),
+    "mamba": "ssm",
     **dict.fromkeys(("attention", "attn"), "attention"),
-    "mixer": "ssm",
     **dict.fromkeys(("mlp", "moe", "feedforward", "ffn"), "none"),
+    **dict.fromkeys(("mixer", "ssm"), "ssm"),
     "": "attention",
 }
 
@@ -276,6 +285,12 @@ def _there(layer: nn.Module, path: str) -> Any:
         return attrgetter(path)(layer)
     except AttributeError:
         return None
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """The hidden states that a module was called with, however its argument is named."""
+    given = (*args, kwargs.get("hidden_states"), *kwargs.values())
+    return next(it for it in given if isinstance(it, torch.Tensor) and it.is_floating_point())
 
 
 def first_tensor(output: Any) -> torch.Tensor:

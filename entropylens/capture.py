@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from entropylens.anatomy import Anatomy, first_tensor
+from entropylens.anatomy import Anatomy, first_input, first_tensor
 from entropylens.errors import DecompositionError
 
 __all__ = ["States", "capture", "evaluating"]
@@ -104,7 +104,7 @@ class _Catcher:
 
     def on_input(self, module: nn.Module, site: str, place: int) -> RemovableHandle:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._keep(site, place, args[0] if args else kwargs["hidden_states"])
+            self._keep(site, place, first_input(args, kwargs))
 
         return module.register_forward_pre_hook(hook, with_kwargs=True)
 

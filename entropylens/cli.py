@@ -150,9 +150,13 @@ def analyze(
         }
         if model is not None and len(verl.steps(Path(model))) > 1:
             series = analyze_series(model, responses, **settings)
-            for step, analysis in series.analyses.items():
-                typer.echo(f"step {step}:", err=True)
-                _print_analysis(analysis, as_json)
+            if as_json:
+                found = {step: it.to_dict() for step, it in series.analyses.items()}
+                typer.echo(json.dumps(found, indent=2))
+            else:
+                for step, analysis in series.analyses.items():
+                    typer.echo(f"step {step}:")
+                    _print_analysis(analysis, as_json)
         else:
             _print_analysis(run(model, responses, **settings), as_json)
         if not as_json:

@@ -68,13 +68,11 @@ class Examined:
 
 def examine(model: str, **loading: Any) -> Examined:
     """Load a model as analyze does, but hand out its verification also where it fails."""
-    from entropylens.recognition import anatomy_of
-    from entropylens.sources import hf
-    from entropylens.verification import verify
+    from entropylens.recognition import recognise
+    from entropylens.sources import load_named
 
-    loaded, _ = hf.load_unverified(model, **loading)
-    anatomy = anatomy_of(loaded)
-    verification = verify(loaded, anatomy)
+    loaded, _ = load_named(model, **loading)
+    anatomy, verification = recognise(loaded)
     unembedding, family = anatomy.unembedding, anatomy.family
     head = [
         f"{model}: {type(loaded).__name__}, {anatomy.num_layers} layers, {anatomy.dtype}",

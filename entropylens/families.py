@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from entropylens.anatomy import Family
+from entropylens.errors import SettingError
 from entropylens.transform import IDENTITY
 
 if TYPE_CHECKING:
@@ -19,14 +20,20 @@ __all__ = ["families", "family_of", "register"]
 _FAMILIES: dict[str, Family] = {}
 
 
-def register(family: Family) -> Family:
+def register(family: Family, *, replace: bool = False) -> Family:
     """Make a family known.
 
+    Args:
+        family: its spec.
+        replace: put it in the place of a registered one.
+
     Raises:
-        ValueError: its model_type is registered already.
+        SettingError: its model_type is registered already.
     """
-    if family.model_type in _FAMILIES:
-        raise ValueError(f"family {family.model_type!r} is registered already")
+    if family.model_type in _FAMILIES and not replace:
+        raise SettingError(
+            f"family {family.model_type!r} is registered already", "pass replace=True to change it"
+        )
     _FAMILIES[family.model_type] = family
     return family
 

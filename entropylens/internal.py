@@ -40,6 +40,9 @@ def internal_policy(
         raise SettingError(f"layer {layer} does not exist", f"give {first} to {anatomy.num_layers}")
     if module not in (None, "attn", "ffn"):
         raise SettingError(f"no module {module!r}", "choose attn, ffn or None for the layer")
+    branches = {"attn": anatomy.attention, "ffn": anatomy.ffn}
+    if module is not None and branches[module][layer - 1] is None:
+        raise SettingError(f"layer {layer} has no {module}", "see the columns of analyze()")
     if anatomy.context is not None and len(ids) > anatomy.context:
         raise SettingError(
             f"{len(ids)} ids are more than the model's context", f"give at most {anatomy.context}"

@@ -16,6 +16,7 @@ from entropylens.anatomy import (
     bind,
     decoder_of,
     first_tensor,
+    input_device,
     mixer_of,
     text_config,
 )
@@ -27,7 +28,7 @@ from entropylens.verification import Verification, trial_ids, verify
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["anatomy_of", "understand"]
+__all__ = ["anatomy_of", "recognise", "understand"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +61,17 @@ def understand(model: PreTrainedModel) -> tuple[Anatomy, Verification]:
         NotADecoderError, UnknownArchitectureError: as `anatomy_of`.
         NonFiniteStatesError, DecompositionError: as `Verification.raise_if_broken`.
     """
+    anatomy, verification = recognise(model)
+    verification.raise_if_broken()
+    return anatomy, verification
+
+
+def recognise(model: PreTrainedModel) -> tuple[Anatomy, Verification]:
+    """The same, but a registered family's verification is handed out also where it fails."""
     model_type = text_config(model).model_type
     if family_of(model_type) is not None:
         anatomy = anatomy_of(model)
-        verification = verify(model, anatomy)
-        verification.raise_if_broken()
-        return anatomy, verification
+        return anatomy, verify(model, anatomy)
     guess = _guess(model)
     cause = f"model_type {model_type!r} is no registered family"
     if guess is None:
@@ -118,8 +124,10 @@ def _guess(model: PreTrainedModel) -> Family | None:
         children |= dict(layer.named_children())
     attention = tuple(name for name, it in children.items() if _is_a(name, it, _ATTENTION))
     ffn = tuple(name for name, it in children.items() if _is_a(name, it, _FFN))
-    if not attention:
-        return None
+    for layer in getattr(decoder, layers):
+        # Two mixers side by side: each may have a factor of its own.
+        if sum(getattr(layer, name, None) is not None for name in attention) != 1:
+            return None
     shape = Family(
         model_type=text_config(model).model_type,
         attention=attention[0] if len(attention) == 1 else attention,
@@ -128,7 +136,7 @@ def _guess(model: PreTrainedModel) -> Family | None:
         layers=layers,
     )
     layer_norms = [name for name, it in children.items() if _is_norm(it)]
-    outs = _post_norms(model, getattr(decoder, layers)[0], shape, layer_norms)
+    outs = _post_norms(decoder, getattr(decoder, layers)[0], shape, layer_norms)
     return replace(shape, attention_out=outs.get("attention"), ffn_out=outs.get("ffn"))
 
 
@@ -143,9 +151,7 @@ def _is_a(name: str, module: nn.Module, signs: tuple[str, ...]) -> bool:
     return fits and has_weights and (mixer_of(module) == "none") == (signs is _FFN)
 
 
-def _post_norms(
-    model: PreTrainedModel, layer: nn.Module, shape: Family, norms: list[str]
-) -> dict[str, str]:
+def _post_norms(decoder: Any, layer: nn.Module, shape: Family, norms: list[str]) -> dict[str, str]:
     """Norms of a layer that read just what a branch gave: their outputs are what is added."""
     given: dict[str, Tensor] = {}
     found: dict[str, str] = {}
@@ -175,8 +181,9 @@ def _post_norms(
             for name in norms
             if hasattr(layer, name)
         ]
-        with evaluating(model), torch.inference_mode():
-            model(input_ids=trial_ids(model.get_output_embeddings().weight.shape[0], 4))
+        with evaluating(decoder), torch.inference_mode():
+            ids = trial_ids(decoder.config.vocab_size, 4)
+            decoder(input_ids=ids.to(input_device(decoder)), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -194,7 +201,8 @@ def _call(family: Family) -> str:
     arguments = [f"{name}={value!r}" for name, value in named.items()]
     if family.parallel is _in_parallel:
         arguments.append("parallel=lambda config: True")
-    return f"entropylens.register(entropylens.Family({', '.join(arguments)}))"
+    replacing = "" if family_of(family.model_type) is None else ", replace=True"
+    return f"entropylens.register(entropylens.Family({', '.join(arguments)}){replacing})"
 
 
 def _unknown(model: PreTrainedModel, cause: str, guess: Family | None) -> UnknownArchitectureError:

@@ -290,14 +290,20 @@ class Analysis:
         starts = [sum(counts[:place]) for place in range(len(counts))]
         kernels = dict.fromkeys(analysis.kernel for analysis in analyses)
         kept = [analysis.tokens for analysis in analyses]
+        columns = {None if it is None else tuple(it.columns) for it in kept}
+        if len(columns) > 1:
+            raise SettingError(
+                "analyses that keep different tokens do not merge",
+                "run them with the same keep_tokens and top_tokens",
+            )
         return replace(
             first,
             kernel=", ".join(kernels),
             responses=_numbered_on([analysis.responses for analysis in analyses], starts),
             skipped=sum(analysis.skipped for analysis in analyses),
-            tokens=_numbered_on([it for it in kept if it is not None], starts)
-            if all(it is not None for it in kept)
-            else None,
+            tokens=None
+            if first.tokens is None
+            else _numbered_on([it for it in kept if it is not None], starts),
         )
 
     def save(self, directory: str | Path) -> None:

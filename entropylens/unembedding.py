@@ -25,6 +25,11 @@ def weight_of(module: Any) -> Tensor:
         base = weight_of(module.get_base_layer())
         if getattr(module, "disable_adapters", False) or getattr(module, "merged", False):
             return base
+        if any(getattr(module, "use_dora", {}).values()) or not hasattr(module, "lora_A"):
+            raise WeightsError(
+                "the adapter of the unembedding is no plain LoRA",
+                "merge it first: model = model.merge_and_unload()",
+            )
         deltas = [module.get_delta_weight(name) for name in _adapters(module)]
         return torch.stack([base, *(delta.to(base) for delta in deltas)]).sum(0)
     weight = _materialised(module, "weight")
@@ -47,8 +52,8 @@ def bias_of(module: Any) -> Tensor | None:
 def _active(module: Any) -> Any:
     if getattr(module, "disable_adapters", False):
         return module.original_module
-    (name,) = module.active_adapters
-    return module.modules_to_save[name]
+    active = [name for name in module.active_adapters if name in module.modules_to_save]
+    return module.modules_to_save[active[0]] if active else module.original_module
 
 
 def _adapters(module: Any) -> list[str]:

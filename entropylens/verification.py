@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from entropylens.anatomy import Anatomy
+from entropylens.anatomy import Anatomy, first_input
 from entropylens.capture import States, capture, evaluating
 from entropylens.errors import DecompositionError, NonFiniteStatesError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Verification", "trial_ids", "verify"]
+__all__ = ["Verification", "bounds", "relative_error", "trial_ids", "verify"]
 
 #: Tokens of the trial input: enough to fill attention, cheap on any model.
 TRIAL_TOKENS = 16
@@ -121,17 +121,27 @@ def verify(model: PreTrainedModel, anatomy: Anatomy) -> Verification:
         rebuilt = anatomy.unembedding.logits(states.final.to(anatomy.unembedding.weight.device))
         middle_as_said = _ffn_reads_attention(anatomy, ids, states) in (None, not anatomy.parallel)
         errors = tuple(
-            _relative_error(
+            relative_error(
                 states.stream_in(place) + states.attn_out[place] + states.ffn_out[place],
                 states.stream_out[place],
             )
             for place in range(anatomy.num_layers)
         )
-    if anatomy.dtype in (torch.float32, torch.float64):
-        bound = 1e-4
-    else:
-        bound = 4 * torch.finfo(anatomy.dtype).eps * math.sqrt(anatomy.num_layers)
-    return Verification(errors, _relative_error(rebuilt, expected), bound, bound, middle_as_said)
+    logits_error = relative_error(rebuilt, expected)
+    return Verification(
+        errors,
+        logits_error,
+        *bounds(states.final.dtype, anatomy.num_layers),
+        middle_as_said,
+    )
+
+
+def bounds(dtype: torch.dtype, num_layers: int) -> tuple[float, float]:
+    """What the errors of the streams and of the logits may be in states of this type."""
+    if dtype in (torch.float32, torch.float64):
+        return 1e-4, 1e-4
+    rounding = 4 * torch.finfo(dtype).eps
+    return rounding * math.sqrt(num_layers), rounding
 
 
 def trial_ids(vocab_size: int, length: int) -> Int[Tensor, "1 sequence"]:
@@ -159,7 +169,7 @@ def _ffn_reads_attention(
         return output * ENLARGED
 
     def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Seen(args[0] if args else kwargs["hidden_states"])
+        raise _Seen(first_input(args, kwargs))
 
     handles = [module.register_forward_hook(enlarge) for module in attention.adds]
     handles.append(ffn.reads.register_forward_pre_hook(stop, with_kwargs=True))
@@ -174,7 +184,7 @@ def _ffn_reads_attention(
     return None
 
 
-def _relative_error(
+def relative_error(
     found: Float[Tensor, "positions width"], expected: Float[Tensor, "positions width"]
 ) -> float:
     """max over positions of RMS(found - expected) / RMS(expected)."""

@@ -101,9 +101,9 @@ def test_kill_9_in_the_middle(model_directory, tmp_path, after):
 
     add = RunDirectory.add
 
-    def watched(self, rows):
+    def watched(self, rows, tokens):
         rewritten.append(f"{int(rows['response_id'].iloc[0]):08d}.parquet")
-        add(self, rows)
+        add(self, rows, tokens)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "add", watched)

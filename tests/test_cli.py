@@ -107,7 +107,9 @@ def test_models_that_cannot_be_read(entropylens, model_directory, good, tmp_path
     ).save_pretrained(bert)
     opt = tmp_path / "opt"
     AutoModelForCausalLM.from_config(
-        AutoConfig.for_model("opt", ffn_dim=16, word_embed_proj_dim=16, **sizes)
+        AutoConfig.for_model(
+            "opt", ffn_dim=16, word_embed_proj_dim=16, do_layer_norm_before=False, **sizes
+        )
     ).save_pretrained(opt)
     scaled = shutil.copytree(model_directory, tmp_path / "nan")
     model = tiny_model("llama")
@@ -126,7 +128,7 @@ def test_models_that_cannot_be_read(entropylens, model_directory, good, tmp_path
         (gguf, "truncated or corrupt"),
         (broken_config, "cannot be loaded"),
         (bert, "no decoder-only language model"),
-        (opt, "no registered family"),
+        (opt, "no additive residual stream"),
         (scaled, "layer 2"),
     ]:
         done = entropylens("analyze", model_path, "--responses", good, "-o", tmp_path / "run")

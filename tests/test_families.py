@@ -7,7 +7,7 @@ from reference import plain_quantities
 from tiny import EVERY_FAMILY, tiny_config, tiny_model
 
 import entropylens
-from entropylens.errors import NotADecoderError
+from entropylens.errors import NotADecoderError, SettingError
 from entropylens.families import _FAMILIES, families, register
 from entropylens.quantities import quantities_of
 from entropylens.recognition import anatomy_of
@@ -21,7 +21,7 @@ PARALLEL = {
 
 
 def test_a_family_is_registered_once():
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(SettingError, match="replace=True"):
         register(_FAMILIES["llama"])
 
 

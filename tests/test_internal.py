@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tiny import tiny_model
 
 from entropylens import internal_policy
 from entropylens.errors import SettingError
@@ -29,3 +30,8 @@ def test_internal_policies_are_those_of_the_hidden_states(any_model):
 def test_what_does_not_exist_is_refused(llama, layer, module, ids):
     with pytest.raises(SettingError):
         internal_policy(llama, ids, layer, module)
+
+
+def test_a_layer_without_this_module():
+    with pytest.raises(SettingError, match="layer 2 has no ffn"):
+        internal_policy(tiny_model("mamba"), [1, 2], 2, "ffn")

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import entropylens
 from entropylens.anatomy import Family
-from entropylens.errors import UnknownArchitectureError
+from entropylens.errors import NotADecoderError, UnknownArchitectureError
 from entropylens.families import _FAMILIES, register
 from entropylens.recognition import anatomy_of, understand
 from entropylens.verification import verify
@@ -34,7 +34,7 @@ def test_a_user_can_register_a_family(monkeypatch):
 @pytest.mark.parametrize(
     "name",
     ["llama", "gemma2", "olmo2", "glm4", "gpt2", "gptj", "gpt_neox", "cohere", "granite",
-     "qwen3_moe", "qwen3_next", "mamba", "jamba"],
+     "qwen3_moe", "qwen3_next", "mamba", "jamba", "gpt_oss"],
 )  # fmt: skip
 def test_the_generic_shape_finds_what_the_family_says(name, monkeypatch, caplog):
     model = tiny_model(name)
@@ -85,3 +85,23 @@ def test_anatomy_reads_bias_and_context(llama):
     assert (anatomy.num_layers, anatomy.context, anatomy.unembedding.bias) == (4, CONTEXT, None)
     llama.lm_head.bias = torch.nn.Parameter(torch.ones(97))
     assert anatomy_of(llama).unembedding.bias.tolist() == [1.0] * 97
+
+
+def test_a_model_without_a_head_says_so(monkeypatch):
+    from transformers import AutoModel
+
+    monkeypatch.delitem(_FAMILIES, "llama")
+    with pytest.raises(NotADecoderError, match="no unembedding"):
+        understand(AutoModel.from_config(tiny_model("llama").config))
+
+
+def test_what_a_mixer_is_shows_in_its_class():
+    from entropylens.anatomy import mixer_of
+
+    for name, kind in {
+        "GptOssMLP": "none", "GptOssAttention": "attention", "Qwen3MoeAttention": "attention",
+        "GraniteMoeHybridMambaLayer": "ssm", "BambaMixer": "ssm", "NemotronHMoE": "none",
+        "Qwen3NextGatedDeltaNet": "linear_attention", "MiniMaxLightningAttention":
+        "linear_attention", "MixtralSparseMoeBlock": "none", "Unheard": "attention",
+    }.items():  # fmt: skip
+        assert mixer_of(type(name, (torch.nn.Module,), {})()) == kind, name

@@ -10,11 +10,11 @@ from entropylens.errors import SettingError
 from entropylens.sources import hf, nnsight, transformer_lens, verl
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from entropylens.sources.subject import Subject
 
-__all__ = ["open_model"]
+__all__ = ["load_named", "open_model"]
 
 
 def open_model(
@@ -38,10 +38,13 @@ def open_model(
     """
     if remote:
         return nnsight.connect(model, remote, tokenizer)
-    if model is None:
-        return hf.load(demo_model(), **loading, name=MODEL_NAME)
-    if isinstance(model, str | Path):
-        return _open_named(model, tokenizer, **loading)
+    if model is None or isinstance(model, str | Path):
+        path = demo_model() if model is None else model
+        opened, own_tokenizer = load_named(path, **loading)
+        local = Path(path).expanduser().exists()
+        commit = None if local else getattr(opened.config, "_commit_hash", None)
+        name = MODEL_NAME if model is None else str(model)
+        return hf.wrap(opened, tokenizer or own_tokenizer, name=name, revision=commit)
     if transformer_lens.is_bridge(model):
         inner, own_tokenizer = transformer_lens.unwrap(model)
         return hf.wrap(inner, tokenizer or own_tokenizer)
@@ -51,17 +54,22 @@ def open_model(
     return hf.wrap(model, tokenizer)
 
 
-def _open_named(
-    model: str | Path, tokenizer: PreTrainedTokenizerBase | None, **loading: Any
-) -> Subject:
+def load_named(
+    model: str | Path, **loading: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a model by its name or path, and its tokenizer, without looking into it yet.
+
+    Raises:
+        SettingError: the path holds checkpoints of several steps.
+        EntropyLensError: as `hf.load_unverified` and `verl.load`.
+    """
     found = verl.steps(Path(model))
     if not found:
-        return hf.load(model, **loading)
+        return hf.load_unverified(model, **loading)
     if len(found) > 1:
         raise SettingError(
             f"{str(model)!r} holds the checkpoints of {len(found)} steps",
             f"name one, such as {found[-1][1].parent.name}, or call analyze_series()",
         )
     loading.pop("revision", None)
-    loaded, own_tokenizer = verl.load(found[0][1], **loading)
-    return hf.wrap(loaded, tokenizer or own_tokenizer, name=str(model))
+    return verl.load(found[0][1], **loading)

@@ -122,6 +122,14 @@ def wrap(
                 "entropylens reads adapters of weights, such as LoRA; merge or choose another",
             )
         model = model.get_base_model()
+    if attention_for(model.config) and model.config._attn_implementation == "sdpa":
+        logger.warning(
+            "this model runs without the soft cap of its attention, which sdpa leaves out, and is "
+            "read as it runs; model.set_attn_implementation('eager') puts it in"
+        )
+    quantizer = getattr(model, "quantization_method", None)
+    if quantizer is not None and "bitsandbytes" not in str(quantizer).lower():
+        logger.warning("models quantized by %s are read by an untested path", quantizer)
     anatomy, verification = understand(model)
     name = name or model.config.name_or_path or type(model).__name__
     return Subject(name, revision, model, tokenizer, anatomy, verification)
@@ -235,6 +243,12 @@ def _check_decoder(config: PretrainedConfig, name: str, trust_remote_code: bool)
         )
 
 
+def attention_for(config: PretrainedConfig) -> dict[str, str]:
+    """The attention that computes what the configuration says: sdpa knows no soft cap (Gemma 2)."""
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return {"attn_implementation": "eager"} if capped else {}
+
+
 def _is_wrapper(config: PretrainedConfig) -> bool:
     """Is it a text stack with others around it (Gemma 3 4B and up, Llama 4, Mistral 3)?"""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -251,6 +265,7 @@ def _load_model(
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     loader = AutoModelForImageTextToText if _is_wrapper(config) else AutoModelForCausalLM
+    options = options | attention_for(config)
     model, info = loader.from_pretrained(
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )

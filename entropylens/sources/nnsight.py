@@ -31,7 +31,7 @@ from entropylens.errors import DecompositionError, ModelAccessError, SettingErro
 from entropylens.readings import blank_absent
 from entropylens.recognition import anatomy_of
 from entropylens.sources.subject import Subject
-from entropylens.verification import TRIAL_TOKENS, Verification, trial_ids
+from entropylens.verification import TRIAL_TOKENS, Verification, bounds, trial_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -150,12 +150,12 @@ class RemoteReader:
         if unembedding.weight.is_meta:  # a server may have loaded another type than the config's
             typed = replace(unembedding, weight=unembedding.weight.to(dtype))
             self.anatomy = replace(self.anatomy, unembedding=typed)
-        bound = _bound(dtype, self.anatomy.num_layers)
+        stream_bound, logits_bound = bounds(dtype, self.anatomy.num_layers)
         return Verification(
             stream_errors=tuple(found["stream_errors"]),
             logits_error=found["logits_error"],
-            stream_bound=bound,
-            logits_bound=bound,
+            stream_bound=stream_bound,
+            logits_bound=logits_bound,
             middle_as_said=found["ffn_reads_attention"] in (None, not self.anatomy.parallel),
         )
 
@@ -376,13 +376,6 @@ def _readable(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         del head._hf_hook
-
-
-def _bound(dtype: torch.dtype, num_layers: int) -> float:
-    """What errors may be in states of this type, as in `verification.verify`."""
-    if dtype in (torch.float32, torch.float64):
-        return 1e-4
-    return 4 * torch.finfo(dtype).eps * math.sqrt(num_layers)
 
 
 def _nnsight() -> Any:

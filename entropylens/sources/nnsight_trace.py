@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropylens.anatomy import first_tensor
+from entropylens.anatomy import first_input, first_tensor
 from entropylens.capture import States
 from entropylens.control import NormControl
 from entropylens.policy import EAGER, Unembedding, policy_head
 from entropylens.readings import geometry, normed_reading, raw_reading
 from entropylens.transform import OutputTransform
 from entropylens.unembedding import bias_of, weight_of
-from entropylens.verification import _relative_error
+from entropylens.verification import relative_error
 
 __all__ = ["read", "verify"]
 
@@ -82,11 +82,11 @@ def verify(sites: Sites, request: Mapping[str, Any]) -> dict[str, Any]:
         ffn_reads_attention = None
         if walk.nudged is not None:
             ffn_in = states.ffn_in[walk.nudged]
-            change = _relative_error(ffn_in[length:], ffn_in[:length])
+            change = relative_error(ffn_in[length:], ffn_in[:length])
             ffn_reads_attention = not change <= READ_CHANGE  # too large for fp16 is a change too
         return {
             "stream_errors": [_stream_error(states, place, length) for place in range(len(walk))],
-            "logits_error": _relative_error(rebuilt, expected),
+            "logits_error": relative_error(rebuilt, expected),
             "ffn_reads_attention": ffn_reads_attention,
             "dtype": str(states.final.dtype).removeprefix("torch."),
         }
@@ -94,7 +94,7 @@ def verify(sites: Sites, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _stream_error(states: States, place: int, length: int) -> float:
     found = states.stream_in(place) + states.attn_out[place] + states.ffn_out[place]
-    return _relative_error(found[:length], states.stream_out[place][:length])
+    return relative_error(found[:length], states.stream_out[place][:length])
 
 
 class _Walk:
@@ -158,7 +158,7 @@ class _Walk:
 def _given(envoy: Any) -> Tensor:
     """A module's first argument."""
     args, kwargs = envoy.inputs
-    given: Tensor = args[0] if args else kwargs["hidden_states"]
+    given: Tensor = first_input(args, kwargs)
     return given
 
 

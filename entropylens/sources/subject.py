@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Subject"]
 
+#: What decides which adapters of a PEFT layer are in effect.
+_ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -64,10 +67,20 @@ class Subject:
         digest = hashlib.sha256(text.encode())
         if self.remote is not None:  # its weights are told by name only
             digest.update(f"{self.name}@{self.revision}".encode())
-        for name, parameter in self.model.named_parameters():
+        for name, module in self.model.named_modules():
+            state = [getattr(module, it, None) for it in _ADAPTER_STATE]
+            if any(it is not None for it in state):
+                digest.update(f"{name}{state}".encode())
+        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
+        for name, parameter in tensors:
             digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-            if parameter.is_meta:  # offloaded
-                continue
+            if parameter.is_meta:
+                owner, _, own_name = name.rpartition(".")
+                hook = getattr(self.model.get_submodule(owner), "_hf_hook", None)
+                stored = getattr(hook, "weights_map", None)
+                if stored is None:  # on a server, where its name stands for it
+                    continue
+                parameter = stored[own_name]
             flat = parameter.detach().reshape(-1)
             sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
             digest.update(torch.nan_to_num(sample).numpy().tobytes())

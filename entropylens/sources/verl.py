@@ -222,7 +222,12 @@ def _empty_model(
 
     auto = AutoModelForImageTextToText if hf._is_wrapper(config) else AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):
-        return auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return auto.from_config(
+            config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            **hf.attention_for(config),
+        )
 
 
 def _fill(

@@ -67,8 +67,8 @@ DOORS = {
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "phi", "gpt2", "qwen3_moe"])
 def test_every_door_gives_the_same_numbers(family, door, responses, tmp_path):
     model = tiny_model(family)
-    if door == "bridge":
-        model.set_attn_implementation("eager")  # as it wants it
+    if door == "bridge" or family == "gemma2":
+        model.set_attn_implementation("eager")  # as it wants it, and as a soft cap needs it
     expected = entropylens.analyze(model, responses[:3], reading="both", progress=False)
     opened = DOORS[door](copy.deepcopy(model), tmp_path)
     remote = "local" if door == "nnsight-remote" else False
@@ -219,3 +219,31 @@ def test_the_text_stack_of_a_wrapper_is_found_and_read(name, responses, tmp_path
     model.save_pretrained(tmp_path)
     from_disk = entropylens.analyze(tmp_path, responses, progress=False).layers
     np.testing.assert_allclose(from_disk[names], expected[names], atol=1e-5, rtol=1e-5)
+
+
+def test_gemma_2_is_loaded_with_the_soft_cap_of_its_attention(responses, tmp_path, caplog):
+    model = tiny_model("gemma2")
+    path = directory(model, tmp_path)
+    model.set_attn_implementation("eager")
+    expected = entropylens.analyze(model, responses, progress=False).layers
+    assert "soft cap" not in caplog.text
+    found = entropylens.analyze(path, responses, progress=False).layers
+    names = [*quantities_of("raw")]
+    np.testing.assert_allclose(found[names], expected[names], atol=1e-5, rtol=1e-5)
+    model.set_attn_implementation("sdpa")
+    entropylens.analyze(model, responses, progress=False)
+    assert "without the soft cap" in caplog.text
+
+
+def test_runs_with_other_adapters_are_other_runs(responses, tmp_path):
+    adapted = trained_lora(tiny_model("llama"), target_modules=["q_proj"])
+    with_it = hf.wrap(adapted).fingerprint
+    assert hf.wrap(adapted).fingerprint == with_it
+    with adapted.disable_adapter():
+        assert hf.wrap(adapted).fingerprint != with_it
+
+
+def test_an_adapter_of_lm_head_that_is_no_plain_lora_is_refused(responses):
+    adapted = trained_lora(tiny_model("llama"), target_modules=["lm_head"], use_dora=True)
+    with pytest.raises(WeightsError, match="merge_and_unload"):
+        entropylens.analyze(adapted, responses, progress=False)
