@@ -122,11 +122,7 @@ def wrap(
                 "entropylens reads adapters of weights, such as LoRA; merge or choose another",
             )
         model = model.get_base_model()
-    if attention_for(model.config) and model.config._attn_implementation == "sdpa":
-        logger.warning(
-            "this model runs without the soft cap of its attention, which sdpa leaves out, and is "
-            "read as it runs; model.set_attn_implementation('eager') puts it in"
-        )
+    warn_of_missing_cap(model.config)
     quantizer = getattr(model, "quantization_method", None)
     if quantizer is not None and "bitsandbytes" not in str(quantizer).lower():
         logger.warning("models quantized by %s are read by an untested path", quantizer)
@@ -247,6 +243,15 @@ def attention_for(config: PretrainedConfig) -> dict[str, str]:
     """The attention that computes what the configuration says: sdpa knows no soft cap (Gemma 2)."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return {"attn_implementation": "eager"} if capped else {}
+
+
+def warn_of_missing_cap(config: PretrainedConfig) -> None:
+    """Say where a loaded model does not compute what its configuration says."""
+    if attention_for(config) and config._attn_implementation == "sdpa":
+        logger.warning(
+            "this model runs without the soft cap of its attention, which sdpa leaves out, and is "
+            "read as it runs; model.set_attn_implementation('eager') puts it in"
+        )
 
 
 def _is_wrapper(config: PretrainedConfig) -> bool:

@@ -82,6 +82,9 @@ def connect(
         NonFiniteStatesError, DecompositionError: as `Verification.raise_if_broken`.
         SettingError, ModelAccessError, UnknownArchitectureError: as `RemoteReader`.
     """
+    from entropylens.sources.hf import warn_of_missing_cap
+
+    warn_of_missing_cap(_hugging_face(model).config)
     reader = RemoteReader(model, remote)
     verification = reader.verify()
     verification.raise_if_broken()
