@@ -94,6 +94,8 @@ def analyze(
         )
     if remote and responses is None:
         raise SettingError("remote= reads responses, it makes none", "pass responses")
+    if remote and kernel == "compiled":
+        raise SettingError("a server runs the eager kernel", "leave kernel at auto")
     if remote and top_tokens:
         raise SettingError("top_tokens are not read remotely", "leave top_tokens at 0")
     sampling = sampling or Sampling(seed=seed)

@@ -140,11 +140,6 @@ class Anatomy:
         return len(self.layers)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of E_u, which is the stream's."""
-        return self.unembedding.weight.dtype
-
-    @property
     def device(self) -> torch.device:
         """Where the token ids go."""
         return input_device(self.decoder)

@@ -75,7 +75,7 @@ def examine(model: str, **loading: Any) -> Examined:
     anatomy, verification = recognise(loaded)
     unembedding, family = anatomy.unembedding, anatomy.family
     head = [
-        f"{model}: {type(loaded).__name__}, {anatomy.num_layers} layers, {anatomy.dtype}",
+        f"{model}: {type(loaded).__name__}, {anatomy.num_layers} layers, {verification.dtype}",
         f"family {family.model_type}: {type(anatomy.decoder).__name__}.{family.layers}[l]: "
         f"attention {family.attention_out or family.attention}, FFN {family.ffn_out or family.ffn}"
         f"{' in parallel' if anatomy.parallel else ''}; final norm {family.final_norm}",

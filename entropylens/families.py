@@ -105,9 +105,10 @@ _family(
     parallel=lambda config: config.new_decoder_architecture or config.parallel_attn,
 )
 
-for _name in ("gpt2", "gpt_neo", "gptj"):
-    _gpt = {"layers": "h", "attention": "attn", "final_norm": "ln_f"}
-    _family(_name, **_gpt, **({"parallel": _always} if _name == "gptj" else {}))
+_GPT = {"layers": "h", "attention": "attn", "final_norm": "ln_f"}
+_family("gpt2", **_GPT)
+_family("gpt_neo", **_GPT)
+_family("gptj", parallel=_always, **_GPT)
 _family("opt", ffn="fc1", ffn_out="fc2", final_norm="final_layer_norm", refusal=_opt_refusal)
 _family(
     "bloom",
@@ -128,10 +129,7 @@ _family(
     transform=lambda _config: IDENTITY,  # transformers does not apply its logit_scale
 )
 
-_family(
-    "granitemoe",
-    ffn="block_sparse_moe",
-)
+_family("granitemoe", ffn="block_sparse_moe")
 _family(
     "granitemoehybrid",
     attention=("self_attn", "mamba"),

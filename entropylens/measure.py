@@ -68,8 +68,8 @@ def measure(
         NonFiniteStatesError, AllocationError: what their names say.
     """
     items = responses.items
-    done = run.finished() if run is not None else None
-    finished = set() if done is None else set(done["response_id"])
+    frames, tokens = ([], []) if run is None else run.finished(tokens=keeper is not None)
+    finished = {index for frame in frames for index in frame["response_id"]}
     total = sum(response.num_tokens for response in items)
     unembedding = subject.anatomy.unembedding
     sites = 4 * subject.anatomy.num_layers + 2
@@ -83,8 +83,6 @@ def measure(
         *(len(items), total, body.name),
         estimate(subject.anatomy, min(batch_tokens, total), reading) / 1e6,
     )
-    frames = [] if done is None else [done]
-    tokens = [] if run is None or keeper is None else run.finished_tokens()
     if keeper is not None:
         size = keeper.size(total, subject.anatomy.num_layers)
         logger.info("single tokens are kept: about %.1f MB", size / 1e6)

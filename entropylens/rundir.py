@@ -69,24 +69,22 @@ class RunDirectory:
         """Whether the run is through: analysis.json is written last."""
         return (self.path / "analysis.json").is_file()
 
-    def finished(self) -> pd.DataFrame | None:
-        """The rows measured so far, in responses.parquet's shape, or None.
+    def finished(self, *, tokens: bool = False) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+        """What is measured so far: rows of responses.parquet, and of tokens.parquet where asked.
 
         A part that cannot be read is dropped, and its responses are measured again.
         """
-        frames = []
+        rows, single = [], []
         for part in sorted((self.path / PARTS).glob("[0-9]*.parquet")):
             try:
-                frames.append(pd.read_parquet(part))
+                read = [pd.read_parquet(it) for it in (part, *([_tokens_of(part)] * tokens))]
             except (OSError, ValueError) as error:
                 logger.warning("%s cannot be read (%s) and is measured again", part, error)
                 part.unlink()
-        return pd.concat(frames, ignore_index=True) if frames else None
-
-    def finished_tokens(self) -> list[pd.DataFrame]:
-        """The rows of single tokens kept so far."""
-        parts = sorted((self.path / PARTS).glob("[0-9]*.parquet"))
-        return [pd.read_parquet(_tokens_of(part)) for part in parts]
+                continue
+            rows.append(read[0])
+            single += read[1:]
+        return rows, single
 
     def add(self, rows: pd.DataFrame, tokens: pd.DataFrame | None = None) -> None:
         """Keep the finished rows of some responses, and of their single tokens."""

@@ -22,7 +22,15 @@ from entropylens.errors import DecompositionError, NonFiniteStatesError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Verification", "bounds", "relative_error", "trial_ids", "verify"]
+__all__ = [
+    "ENLARGED",
+    "TRIAL_TOKENS",
+    "Verification",
+    "bounds",
+    "relative_error",
+    "trial_ids",
+    "verify",
+]
 
 #: Tokens of the trial input: enough to fill attention, cheap on any model.
 TRIAL_TOKENS = 16
@@ -40,13 +48,15 @@ class Verification:
         stream_bound: what stream_errors may be: 1e-4 in float32, 4 eps sqrt(L) in other types.
         logits_bound: what logits_error may be.
         middle_as_said: does the FFN read what attention added just where the anatomy says so?
+        dtype: of the states, which E_u's need not be.
     """
 
     stream_errors: tuple[float, ...]
     logits_error: float
     stream_bound: float
     logits_bound: float
-    middle_as_said: bool = True
+    middle_as_said: bool
+    dtype: torch.dtype
 
     @property
     def holds(self) -> bool:
@@ -133,6 +143,7 @@ def verify(model: PreTrainedModel, anatomy: Anatomy) -> Verification:
         logits_error,
         *bounds(states.final.dtype, anatomy.num_layers),
         middle_as_said,
+        states.final.dtype,
     )
 
 

@@ -145,3 +145,17 @@ def test_stability_is_calibrated(monkeypatch):
             right.append(found.layer == (b1 or None))
     assert len(right) >= 200
     assert np.mean(right) >= 0.88
+
+
+@pytest.mark.parametrize(
+    ("missing", "says", "literal"), [([1, 3], "not every layer ([1, 3] not)", 2),
+                                     ([1, 2, 3, 4], "no layer has an FFN", None)]
+)  # fmt: skip
+def test_layers_without_an_ffn_leave_the_rule_nothing_to_say(missing, says, literal):
+    profile = np.array([1.0, 0.5, 0.2, -1.0])
+    profile[np.array(missing) - 1] = np.nan
+    found = answer(profile)
+    assert (found.layer, found.applies, found.stability) == (None, "no", None)
+    assert found.paper_rule_layer == literal
+    assert says in found.reason
+    assert found.stages.of(1) is None

@@ -10,6 +10,10 @@ from entropylens.files import write_text, write_whole
 from entropylens.rundir import new_directory, open_run
 
 
+def ids(run):
+    return [index for rows in run.finished()[0] for index in rows["response_id"]]
+
+
 def rows(*ids):
     return pd.DataFrame({"response_id": ids, "layer": 1})
 
@@ -17,13 +21,13 @@ def rows(*ids):
 def test_the_same_settings_resume_and_others_are_refused(tmp_path):
     path = tmp_path / "deep" / "run"
     run = open_run(path, {"seed": 0})
-    assert run.finished() is None
+    assert run.finished() == ([], [])
     run.add(rows(3, 4))
     again = open_run(path, {"seed": 0})
-    assert again.finished()["response_id"].tolist() == [3, 4]
+    assert ids(again) == [3, 4]
     with pytest.raises(OutputDirectoryError, match="a run with other settings"):
         open_run(path, {"seed": 1})
-    assert open_run(path, {"seed": 1}, force=True).finished() is None
+    assert open_run(path, {"seed": 1}, force=True).finished() == ([], [])
 
 
 def test_force_never_touches_foreign_files(tmp_path):
@@ -42,7 +46,7 @@ def test_force_never_touches_foreign_files(tmp_path):
 
 def test_force_starts_anew_with_the_same_settings_too(tmp_path):
     open_run(tmp_path / "run", {}).add(rows(1))
-    assert open_run(tmp_path / "run", {}, force=True).finished() is None
+    assert open_run(tmp_path / "run", {}, force=True).finished() == ([], [])
 
 
 def test_what_a_killed_write_left_aside_counts_for_nothing(tmp_path):
@@ -50,10 +54,10 @@ def test_what_a_killed_write_left_aside_counts_for_nothing(tmp_path):
     run.add(rows(1))
     part = next((tmp_path / "run" / "parts").iterdir())
     part.rename(part.with_name(f".{part.stem}.77.parquet"))
-    assert run.finished() is None
+    assert run.finished() == ([], [])
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".run.77.json").write_text("{")
-    assert open_run(tmp_path / "new", {}).finished() is None
+    assert open_run(tmp_path / "new", {}).finished() == ([], [])
 
 
 def test_a_broken_part_is_measured_again(tmp_path):
@@ -62,7 +66,7 @@ def test_a_broken_part_is_measured_again(tmp_path):
     run.add(rows(2))
     part = next((tmp_path / "run" / "parts").glob("*2.parquet"))
     part.write_bytes(part.read_bytes()[:40])
-    assert run.finished()["response_id"].tolist() == [1]
+    assert ids(run) == [1]
 
 
 def test_a_file_is_no_directory(tmp_path):
@@ -97,3 +101,13 @@ def test_directories_are_new_each_time(tmp_path):
 def test_settings_stand_in_the_directory(tmp_path):
     open_run(tmp_path / "run", {"seed": 5})
     assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"] == {"seed": 5}
+
+
+def test_a_torn_part_of_single_tokens_is_measured_again(tmp_path):
+    run = open_run(tmp_path / "run", {})
+    run.add(rows(1), rows(1))
+    run.add(rows(2), rows(2))
+    (run.path / "parts" / "tokens-00000002.parquet").write_bytes(b"torn")
+    whole, single = run.finished(tokens=True)
+    assert [frame["response_id"].tolist() for frame in whole] == [[1]]
+    assert [frame["response_id"].tolist() for frame in single] == [[1]]

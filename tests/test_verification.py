@@ -53,3 +53,12 @@ def test_nan_does_not_pass(llama):
     assert not found.holds
     with pytest.raises(NonFiniteStatesError, match="layer 2 are NaN"):
         found.raise_if_broken()
+
+
+def test_states_may_be_of_another_type_than_the_unembedding():
+    model = tiny_model("falcon-7b", torch.bfloat16)  # parallel: its sum rounds twice
+    model.lm_head = torch.nn.Linear(32, 97, bias=False)
+    model.lm_head.register_forward_pre_hook(lambda _module, args: (args[0].float(),))
+    found = verify(model, anatomy_of(model))
+    assert found.dtype == torch.bfloat16
+    assert found.holds

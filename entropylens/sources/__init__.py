@@ -38,13 +38,13 @@ def open_model(
     """
     if remote:
         return nnsight.connect(model, remote, tokenizer)
-    if model is None or isinstance(model, str | Path):
-        path = demo_model() if model is None else model
-        opened, own_tokenizer = load_named(path, **loading)
-        local = Path(path).expanduser().exists()
-        commit = None if local else getattr(opened.config, "_commit_hash", None)
-        name = MODEL_NAME if model is None else str(model)
-        return hf.wrap(opened, tokenizer or own_tokenizer, name=name, revision=commit)
+    if model is None:
+        return hf.load(demo_model(), **loading, name=MODEL_NAME)
+    if isinstance(model, str | Path):
+        if not verl.steps(Path(model)):
+            return hf.load(model, **loading)
+        opened, own_tokenizer = load_named(model, **loading)
+        return hf.wrap(opened, own_tokenizer, name=str(model))
     if transformer_lens.is_bridge(model):
         inner, own_tokenizer = transformer_lens.unwrap(model)
         return hf.wrap(inner, tokenizer or own_tokenizer)

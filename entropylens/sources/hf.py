@@ -26,7 +26,20 @@ from entropylens.sources.subject import Subject
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load", "wrap"]
+__all__ = [
+    "attention_for",
+    "check_decoder",
+    "explained",
+    "is_wrapper",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "load_unverified",
+    "pick_device",
+    "pick_dtype",
+    "warn_of_missing_cap",
+    "wrap",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -92,12 +105,12 @@ def load_unverified(
         else:
             _check_weights(path)
             source = str(path)
-    with _explained(str(model)):
-        config = _load_config(source, options)
-    _check_decoder(config, str(model), trust_remote_code)
-    with _explained(str(model)):
+    with explained(str(model)):
+        config = load_config(source, options)
+    check_decoder(config, str(model), trust_remote_code)
+    with explained(str(model)):
         loaded = _load_model(source, config, torch_dtype, options).to(place)
-    return loaded, _load_tokenizer(source, path, options)
+    return loaded, load_tokenizer(source, path, options)
 
 
 def wrap(
@@ -218,16 +231,22 @@ def _check_weights(path: Path) -> None:
             ) from error
 
 
-def _load_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
+def load_config(source: str, options: dict[str, Any]) -> PretrainedConfig:
+    """The configuration behind a name or path."""
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(source, **options)
 
 
-def _check_decoder(config: PretrainedConfig, name: str, trust_remote_code: bool) -> None:
+def check_decoder(config: PretrainedConfig, name: str, trust_remote_code: bool) -> None:
+    """Refuse what is no causal language model.
+
+    Raises:
+        NotADecoderError: its configuration says so.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    wrapper = _is_wrapper(config)
+    wrapper = is_wrapper(config)
     known = wrapper or config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or trust_remote_code
     named = getattr(config, "architectures", None) or []
     causal = wrapper or not named or any("CausalLM" in it or "LMHeadModel" in it for it in named)
@@ -254,7 +273,7 @@ def warn_of_missing_cap(config: PretrainedConfig) -> None:
         )
 
 
-def _is_wrapper(config: PretrainedConfig) -> bool:
+def is_wrapper(config: PretrainedConfig) -> bool:
     """Is it a text stack with others around it (Gemma 3 4B and up, Llama 4, Mistral 3)?"""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -269,7 +288,7 @@ def _load_model(
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    loader = AutoModelForImageTextToText if _is_wrapper(config) else AutoModelForCausalLM
+    loader = AutoModelForImageTextToText if is_wrapper(config) else AutoModelForCausalLM
     options = options | attention_for(config)
     model, info = loader.from_pretrained(
         source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
@@ -286,7 +305,7 @@ def _load_model(
     return model
 
 
-def _load_tokenizer(
+def load_tokenizer(
     source: str, path: Path | None, options: dict[str, Any]
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer, or None where the model came without a usable one: ids still work."""
@@ -309,7 +328,7 @@ def _load_tokenizer(
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Any:
+def explained(name: str) -> Any:
     """Turn what the Hub, safetensors or torch raise into what the user can do about it."""
     from huggingface_hub.errors import (
         GatedRepoError,

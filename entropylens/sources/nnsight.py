@@ -1,21 +1,16 @@
 """nnsight models: a local one is read with plain hooks, a remote one inside its trace.
 
 From a server (NDIF) the states never come back: a trace reads them, reduces them to
-[layers, positions] floats beside the model, and returns these. What does so is nnsight_trace.py
-and the modules that it imports. They travel as text, and not by cloudpickle's by-value pickling,
-since that ships the methods of dataclasses and named tuples as bytecode, which another Python
-version on the server could not run.
+[layers, positions] floats beside the model (nnsight_trace.py), and returns these.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +25,7 @@ from entropylens.control import NormControl
 from entropylens.errors import DecompositionError, ModelAccessError, SettingError
 from entropylens.readings import blank_absent
 from entropylens.recognition import anatomy_of
+from entropylens.sources.nnsight_parcel import traced
 from entropylens.sources.subject import Subject
 from entropylens.verification import TRIAL_TOKENS, Verification, bounds, trial_ids
 
@@ -37,14 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["RemoteReader", "connect", "is_nnsight", "unwrap"]
-
-_TRACE = "entropylens.sources.nnsight_trace"
-
-#: What `_TRACE` imports, and what these import.
-_PARCEL = (
-    *("errors", "transform", "unembedding", "policy", "anatomy", "quantities", "capture"),
-    *("readings", "control", "verification", "sources.nnsight_trace"),
-)
 
 
 def is_nnsight(model: object) -> bool:
@@ -138,8 +126,6 @@ class RemoteReader:
     def verify(self) -> Verification:
         """Do the states of the running model add up, on a trial input?
 
-        `anatomy` then has the dtype of these states.
-
         Raises:
             ModelAccessError: the server did not run the trace.
             DecompositionError: its modules are not called in the order of the family's spec.
@@ -149,10 +135,6 @@ class RemoteReader:
         ids = trial_ids(vocab_size, length).repeat(2, 1)
         found = self._run("verify", {"length": length}, {"input_ids": ids})
         dtype: torch.dtype = getattr(torch, found["dtype"])
-        unembedding = self.anatomy.unembedding
-        if unembedding.weight.is_meta:  # a server may have loaded another type than the config's
-            typed = replace(unembedding, weight=unembedding.weight.to(dtype))
-            self.anatomy = replace(self.anatomy, unembedding=typed)
         stream_bound, logits_bound = bounds(dtype, self.anatomy.num_layers)
         return Verification(
             stream_errors=tuple(found["stream_errors"]),
@@ -160,6 +142,7 @@ class RemoteReader:
             stream_bound=stream_bound,
             logits_bound=logits_bound,
             middle_as_said=found["ffn_reads_attention"] in (None, not self.anatomy.parallel),
+            dtype=dtype,
         )
 
     def read(
@@ -215,89 +198,7 @@ class RemoteReader:
         inputs["use_cache"] = False
         arguments = (function, self._sites, request)
         with torch.no_grad(), evaluating(self.model._module), _explained(self.remote):
-            return _traced(self.model, self.remote, inputs, arguments)
-
-
-def _traced(
-    model: Any, remote: bool | str, inputs: dict[str, Any], arguments: tuple[Any, ...]
-) -> dict[str, Any]:
-    """Run a function of `_TRACE` in a trace.
-
-    Every name that the block below reads is pickled with it, so that it reads text and builtin
-    types only.
-    """
-    nnsight, loader, sources, trace = _nnsight(), _loader(), _sources(), _TRACE
-    server: dict[str, Any] = {}
-    found: dict[str, Any] = {}
-    with model.trace(remote=remote, **inputs):
-        exec(loader, server)
-        found = nnsight.save(server["_unpack"](sources)(trace, *arguments))
-    return found  # noqa: RET504 (nnsight binds it in this frame after the block)
-
-
-def _unpack(sources: Mapping[str, str]) -> Callable[..., Any]:
-    """Make modules from their text, and return what calls a function of one of them.
-
-    It travels as text itself, so that it uses builtins only. The modules go nowhere but into what
-    is returned: a server's own modules stay as they are.
-    """
-    import builtins
-
-    class Module:
-        """A namespace to run a module's text in."""
-
-    class Absent:
-        """Stands for all of a library that is not there, and remembers what it is called with."""
-
-        def __init__(self, *given: Any) -> None:
-            self.given = given
-
-        def __getattr__(self, name: str) -> Any:
-            return Absent()
-
-        def __getitem__(self, name: Any) -> Any:
-            return Absent()
-
-        def __call__(self, *given: Any, **_named: Any) -> Any:
-            return Absent(*given)
-
-    made: dict[str, Any] = {}
-
-    def find(name: str, *where: Any) -> Any:
-        if name in sources:
-            return make(name)
-        root = name.partition(".")[0]
-        if root == "entropylens":  # a dry run must not find what a server has not
-            raise ImportError(f"{name} is not among the modules that travel")
-        if root in ("jaxtyping", "pandas", "scipy"):
-            return Absent()
-        return __import__(name, *where)
-
-    def make(name: str) -> Any:
-        if name not in made:
-            made[name] = Module()
-            scope = vars(made[name])
-            scope["__builtins__"] = vars(builtins) | {"__import__": find}
-            # dataclasses look a class's module up in sys.modules; this one is always there.
-            scope["__name__"] = "builtins"
-            exec(compile(sources[name], f"<{name}>", "exec"), scope)
-        return made[name]
-
-    def call(name: str, function: str, *arguments: Any) -> Any:
-        return getattr(make(name), function)(*arguments)
-
-    return call
-
-
-@functools.cache
-def _loader() -> str:
-    return f"from __future__ import annotations\n{inspect.getsource(_unpack)}"
-
-
-@functools.cache
-def _sources() -> dict[str, str]:
-    names = [f"entropylens.{name}" for name in _PARCEL]
-    return {name: inspect.getsource(importlib.import_module(name)) for name in names}
+            return traced(self.model, self.remote, inputs, arguments)
 
 
 class _Joined(NormControl):

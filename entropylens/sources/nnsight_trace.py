@@ -26,15 +26,13 @@ from entropylens.policy import EAGER, Unembedding, policy_head
 from entropylens.readings import geometry, normed_reading, raw_reading
 from entropylens.transform import OutputTransform
 from entropylens.unembedding import bias_of, weight_of
-from entropylens.verification import relative_error
+from entropylens.verification import ENLARGED, relative_error
 
 __all__ = ["read", "verify"]
 
 Sites = Mapping[str, Any]
 
-#: What attention adds is made this much larger where verify() looks who reads it. It is then what
-#: counts in the stream, so that a parallel FFN's rounding cannot be taken for a reading of it.
-NUDGE = 1024.0
+#: A smaller change of what the FFN reads is the rounding between two rows of a batch.
 READ_CHANGE = 1e-2
 
 
@@ -145,7 +143,7 @@ class _Walk:
         output = module.output
         hidden = first_tensor(output)
         rows = hidden.reshape(2, -1, hidden.shape[-1]).clone()
-        rows[1] *= NUDGE
+        rows[1] *= ENLARGED
         larger = rows.reshape(hidden.shape)
         module.output = (larger, *output[1:]) if isinstance(output, tuple) else larger
 

@@ -55,7 +55,7 @@ class Subject:
     @property
     def dtype(self) -> str:
         """The dtype of its states, as text."""
-        return str(self.anatomy.dtype).removeprefix("torch.")
+        return str(self.verification.dtype).removeprefix("torch.")
 
     @cached_property
     def fingerprint(self) -> str:

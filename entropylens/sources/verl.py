@@ -25,23 +25,16 @@ from entropylens.sources.verl_shards import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["is_checkpoint", "load", "steps"]
+__all__ = ["load", "steps"]
 
 _STEP = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Is it a veRL run with checkpoints, one of its steps, or a step's actor?
-
-    A `huggingface` directory counts where it lacks weights, so that its actor's shards are needed.
-    """
-    return bool(_actors(path))
-
-
 def steps(path: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a run, or the single one named: (global step, actor directory).
 
+    A `huggingface` directory counts where it lacks weights, so that its actor's shards are needed.
     Sorted by step; empty where there is none. The step is 0 for an actor directory that stands in
     no `global_step_<N>`. Steps whose actor veRL has removed to make room are left out.
 
@@ -92,10 +85,10 @@ def load(
             "copy the model's config.json and tokenizer there; rank 0 of the run wrote them",
         )
     options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
-    with hf._explained(str(actor)):
-        config = hf._load_config(str(folder), options)
-    hf._check_decoder(config, str(actor), trust_remote_code)
-    with hf._explained(str(actor)):
+    with hf.explained(str(actor)):
+        config = hf.load_config(str(folder), options)
+    hf.check_decoder(config, str(actor), trust_remote_code)
+    with hf.explained(str(actor)):
         shards = [read_shard(file) for file in files]
         _check_wrapping(shards[0], actor)
         asked = hf.pick_dtype(dtype, place)
@@ -103,7 +96,7 @@ def load(
         model = _empty_model(config, chosen, trust_remote_code)
         _fill(model, shards, chosen, place, actor)
         _add_generation_config(model, folder)
-    return model.to(place).eval(), hf._load_tokenizer(str(folder), folder, options)
+    return model.to(place).eval(), hf.load_tokenizer(str(folder), folder, options)
 
 
 def _actors(path: Path) -> list[tuple[int, Path]]:
@@ -220,7 +213,7 @@ def _empty_model(
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    auto = AutoModelForImageTextToText if hf._is_wrapper(config) else AutoModelForCausalLM
+    auto = AutoModelForImageTextToText if hf.is_wrapper(config) else AutoModelForCausalLM
     with init_empty_weights(include_buffers=False):
         return auto.from_config(
             config,

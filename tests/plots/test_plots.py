@@ -61,3 +61,23 @@ def test_the_report_is_self_contained(analyses):
     assert 'src="http' not in page
     assert "href" not in page
     assert "Train first (raw reading)" in page
+
+
+@pytest.mark.parametrize(
+    ("family", "label", "layers"),
+    [("qwen3_next", "linear attention", [1, 3]), ("nemotron_h", "state space mixer", [1])],
+)
+def test_mixers_that_are_no_attention_are_marked(family, label, layers):
+    lines = [{"prompt_ids": [i, 5], "response_ids": [7, i, 9]} for i in range(2, 8)]
+    analysis = entropylens.analyze(tiny_model(family), lines, progress=False)
+    for name, column, shift in (
+        ("figure3_change", "delta_attn", 0), ("figure8_cosine", "cos_attn", 0),
+        ("figure2_flow", "entropy_attn", 2 / 3),
+    ):  # fmt: skip
+        axes = FIGURES[name]([analysis]).axes[0]
+        (marks,) = [line for line in axes.get_lines() if line.get_label() == label]
+        np.testing.assert_allclose(marks.get_xdata(), np.array(layers) - shift)
+        there = analysis.layers.set_index("layer")[column][layers]
+        np.testing.assert_allclose(marks.get_ydata(), there)
+        assert marks.get_markerfacecolor() == "white"
+        assert label in [text.get_text() for text in axes.get_legend().get_texts()]

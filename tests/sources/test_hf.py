@@ -47,7 +47,7 @@ def test_what_the_hub_says_becomes_a_remedy(cause, outer, expected, says, monkey
         except cause as error:
             raise OSError(outer) from error
 
-    monkeypatch.setattr(hf, "_load_config", fail)
+    monkeypatch.setattr(hf, "load_config", fail)
     with pytest.raises(expected, match=says) as caught:
         hf.load("org/model")
     assert "'org/model'" in caught.value.line
@@ -55,7 +55,7 @@ def test_what_the_hub_says_becomes_a_remedy(cause, outer, expected, says, monkey
 
 @pytest.mark.parametrize("name", ["./x", "/x/y", "~/x", "a/b/c", "model.gguf", ""])
 def test_a_path_never_goes_to_the_network(name, monkeypatch):
-    monkeypatch.setattr(hf, "_load_config", lambda *_args: pytest.fail("asked the Hub"))
+    monkeypatch.setattr(hf, "load_config", lambda *_args: pytest.fail("asked the Hub"))
     with pytest.raises(ModelNotFoundError, match="does not exist"):
         hf.load(name)
 

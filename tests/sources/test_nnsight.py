@@ -280,12 +280,6 @@ def test_a_process_without_weights_asks_the_model(family, responses):
     assert checked["ffn_reads_attention"] == (family == "gemma2")
 
 
-def test_only_what_travels_is_found():
-    sources = {"entropylens.a": "from entropylens import demo"}
-    with pytest.raises(ImportError, match="not among the modules that travel"):
-        front._unpack(sources)("entropylens.a", "anything")
-
-
 def test_a_decomposition_that_does_not_hold_is_seen_in_the_trace(monkeypatch):
     model = tiny_model("llama")
     reader = front.RemoteReader(nnsight_model(model), "local")

@@ -203,7 +203,6 @@ def test_a_run_is_a_series_in_the_order_of_its_steps(actor, tmp_path):
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
     assert verl.steps(tmp_path) == [(5, early), (40, late)]
     for path in (early, early.parent, early / "huggingface"):
-        assert verl.is_checkpoint(path)
         assert verl.steps(path) == [(5, early)]
 
 
@@ -214,14 +213,13 @@ def test_a_step_is_known_from_inside_its_directory(actor, monkeypatch):
 
 def test_what_is_no_checkpoint(model_directory, tmp_path):
     for path in (model_directory, tmp_path, tmp_path / "none", model_directory / "config.json"):
-        assert not verl.is_checkpoint(path)
         assert verl.steps(path) == []
 
 
 def test_safetensors_are_taken_where_they_are(actor):
     one = actor()
     tiny_model("qwen3").save_pretrained(one / "huggingface")
-    assert not verl.is_checkpoint(one / "huggingface")  # a plain directory
+    assert verl.steps(one / "huggingface") == []  # a plain directory
     next(one.glob("model_*_rank_1.pt")).unlink()  # and the shards are not needed
     assert verl.steps(one) == [(5, one)]
     model, tokenizer = verl.load(one)
@@ -232,7 +230,6 @@ def test_safetensors_are_taken_where_they_are(actor):
 def test_a_missing_shard_is_named(actor, tmp_path):
     next(actor(step=7).glob("model_*_rank_1.pt")).unlink()
     actor(step=5)
-    assert verl.is_checkpoint(tmp_path)
     for call in (lambda: verl.steps(tmp_path), lambda: verl.load(tmp_path / "global_step_7/actor")):
         with pytest.raises(WeightsError, match=r"global_step_7.*world_size_2_rank_1\.pt") as caught:
             call()
