@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,8 @@ class Anatomy:
         final_norm: reads H^L.
         parallel: both branches read H^{l-1}.
         residual_scale: factor on what is added.
-        unembedding: E_u, its bias and the output transform.
+        lm_head: the module that unembeds.
+        transform: what the model does to its logits.
         context: positions that the model can take, or None where it has no limit.
     """
 
@@ -131,8 +133,20 @@ class Anatomy:
     final_norm: nn.Module
     parallel: bool
     residual_scale: float
-    unembedding: Unembedding
+    lm_head: nn.Module
+    transform: OutputTransform
     context: int | None
+
+    @cached_property
+    def unembedding(self) -> Unembedding:
+        """E_u, its bias and the output transform; of what is loaded when it is first asked for.
+
+        Raises:
+            WeightsError: it is not loaded, or in a way that is not understood.
+        """
+        return Unembedding(
+            weight=weight_of(self.lm_head), bias=bias_of(self.lm_head), transform=self.transform
+        )
 
     @property
     def num_layers(self) -> int:
@@ -204,9 +218,8 @@ def bind(family: Family, model: PreTrainedModel) -> Anatomy:
         final_norm=final_norm,
         parallel=family.parallel(config),
         residual_scale=family.residual_scale(config),
-        unembedding=Unembedding(
-            weight=weight_of(unembed), bias=bias_of(unembed), transform=family.transform(config)
-        ),
+        lm_head=unembed,
+        transform=family.transform(config),
         context=getattr(config, "max_position_embeddings", None)
         or getattr(config, "max_seq_len", None),
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import sys
-import traceback
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from entropylens.cli_common import Debug, Thinking, prepare_process, reported
+from entropylens.cli_training import export, prepare, train
 
 if TYPE_CHECKING:
     from entropylens.results import Analysis
@@ -42,14 +40,6 @@ class Rule(StrEnum):
     paper = "paper"
 
 
-class Thinking(StrEnum):
-    """Whether a thinking model thinks."""
-
-    on = "on"
-    off = "off"
-
-
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -113,7 +103,7 @@ def analyze(
 
     The same command resumes what was interrupted.
     """
-    with _reported(debug):
+    with reported(debug):
         from entropylens.analysis import analyze as run
         from entropylens.demo import MODEL_NAME
         from entropylens.generation import Sampling
@@ -128,7 +118,7 @@ def analyze(
             name: value for name, value in given.items() if value is not None
         }
         directory = output or new_directory(model or MODEL_NAME)
-        _prepare_process()
+        prepare_process()
         settings: dict[str, Any] = {
             "datasets": dataset or (),
             "num_prompts": num_prompts,
@@ -176,7 +166,7 @@ def recommend(
     debug: Debug = False,
 ) -> None:
     """Say which layer to train first, how sure that is, and why."""
-    with _reported(debug):
+    with reported(debug):
         from rich.console import Console
 
         from entropylens.results import Analysis
@@ -189,7 +179,7 @@ def recommend(
             from entropylens.analysis import analyze as run
             from entropylens.rundir import new_directory
 
-            _prepare_process()
+            prepare_process()
             directory = new_directory(target)
             analysis = run(target, output=directory)
             typer.echo(f"analysis written to {directory}", err=True)
@@ -216,11 +206,11 @@ def doctor(
     debug: Debug = False,
 ) -> None:
     """Show versions, devices, optional parts and the cache; or how a model is understood."""
-    with _reported(debug):
+    with reported(debug):
         if families:
             from entropylens.doctor import family_table
 
-            _prepare_process()
+            prepare_process()
             typer.echo(family_table().to_string(index=False, float_format="{:.0e}".format))
             return
         if model is None:
@@ -231,57 +221,20 @@ def doctor(
             return
         from entropylens.doctor import examine
 
-        _prepare_process()
+        prepare_process()
         examined = examine(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         typer.echo(examined.text)
         examined.verification.raise_if_broken()
 
 
+app.command()(prepare)
+app.command()(train)
+app.command()(export)
+
+
 def main() -> None:
     """Entry point of the `entropylens` command."""
     app()
-
-
-@contextlib.contextmanager
-def _reported(debug: bool) -> Iterator[None]:
-    """Errors in one line with exit code 2; a traceback only with --debug."""
-    from entropylens.errors import EntropyLensError
-
-    try:
-        yield
-    except EntropyLensError as error:
-        if debug:
-            traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted: the same command with -o as named above resumes", err=True)
-        raise typer.Exit(130) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        typer.echo(f"error: {line}: run again with --debug and report it", err=True)
-        raise typer.Exit(2) from None
-
-
-def _prepare_process() -> None:
-    """What a library must not do: set threads, and say what goes on."""
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from entropylens.doctor import usable_cores
-
-    torch.set_num_threads(usable_cores())
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("entropylens")
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
 
 
 def _report_of(directory: Path) -> Path:

@@ -30,7 +30,7 @@ from entropylens.sources.subject import Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Sampling", "generate"]
+__all__ = ["Sampling", "draw_tokens", "end_tokens", "generate", "keyed_draws"]
 
 #: Positions (prompts and answers) in the key-value cache of one batch.
 CACHE_TOKENS = 4096
@@ -152,7 +152,9 @@ def _answer(
     for row, ids in enumerate(rows):
         input_ids[row, width - len(ids) :] = torch.tensor(ids)
         mask[row, width - len(ids) :] = 1
-    draws = np.stack([_draws(prompts[p].ids, s, sampling.seed, room) for p, s in batch], axis=1)
+    draws = np.stack(
+        [keyed_draws((sampling.seed, s), prompts[p].ids, room) for p, s in batch], axis=1
+    )
     sampler = _KeyedSampler(draws, sampling.temperature, width, ends, bar)
     device = subject.anatomy.device
     output = subject.model.generate(
@@ -164,9 +166,33 @@ def _answer(
     return [_until_end(row, ends) for row in output[:, width:].tolist()]
 
 
-def _draws(prompt_ids: Sequence[int], sample: int, seed: int, count: int) -> np.ndarray[Any, Any]:
-    """One number in [0, 1) a position, the same wherever the prompt stands in its dataset."""
-    return np.random.default_rng([seed, sample, *prompt_ids]).random(count)
+def keyed_draws(key: Sequence[int], prompt_ids: Sequence[int], count: int) -> np.ndarray[Any, Any]:
+    """One number in [0, 1) a position, the same wherever the prompt stands in its dataset.
+
+    Args:
+        key: what tells this answer from others to the same prompt (seed, sample, ...).
+        prompt_ids: what is answered.
+        count: positions.
+    """
+    return np.random.default_rng([*key, *prompt_ids]).random(count)
+
+
+def draw_tokens(
+    logits: Float[Tensor, "batch vocab"], draws: Float[Tensor, " batch"], temperature: float
+) -> Int[Tensor, " batch"]:
+    """The tokens at which the cumulative distribution passes the draws; the likeliest at 0.
+
+    Args:
+        logits: of one position.
+        draws: uniform numbers in [0, 1).
+        temperature: of the softmax.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    cumulative = torch.softmax(logits.double() / temperature, dim=-1).cumsum(-1)
+    draw = draws.to(logits.device)
+    drawn = torch.searchsorted(cumulative, draw[:, None] * cumulative[:, -1:], right=True)
+    return drawn[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
 def _until_end(ids: list[int], ends: frozenset[int]) -> tuple[int, ...]:
@@ -203,11 +229,8 @@ class _KeyedSampler:
         self.bar.update(int((~ended).sum()))
         if self.temperature == 0:
             return scores
-        cumulative = torch.softmax(scores.double() / self.temperature, dim=-1).cumsum(-1)
-        draw = torch.from_numpy(self.draws[step]).to(scores.device)
-        drawn = torch.searchsorted(cumulative, draw[:, None] * cumulative[:, -1:], right=True)
-        drawn = drawn.clamp_max(scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, drawn, 0.0)
+        drawn = draw_tokens(scores, torch.from_numpy(self.draws[step]), self.temperature)
+        return torch.full_like(scores, -torch.inf).scatter(1, drawn[:, None], 0.0)
 
 
 @contextmanager
@@ -216,17 +239,23 @@ def _own_generation_config(model: PreTrainedModel, sampling: Sampling) -> Iterat
     from transformers import GenerationConfig
 
     original = model.generation_config
-    ends: set[int] = set()
-    for holder in (original, model.config):
-        found = getattr(holder, "eos_token_id", None)
-        ends.update([found] if isinstance(found, int) else found or [])
+    ends = end_tokens(model)
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0)
     )
     try:
-        yield frozenset(ends)
+        yield ends
     finally:
         model.generation_config = original
+
+
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end an answer, from the generation configuration and the model's own."""
+    ends: set[int] = set()
+    for holder in (model.generation_config, model.config):
+        found = getattr(holder, "eos_token_id", None)
+        ends.update([found] if isinstance(found, int) else found or [])
+    return frozenset(ends)
 
 
 def _finished(journal: Path) -> dict[Job, tuple[int, ...]]:

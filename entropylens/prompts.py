@@ -20,15 +20,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["BUNDLED", "TEMPLATES", "Prompt", "load_prompts", "task_names"]
+__all__ = [
+    "BUNDLED",
+    "INSTRUCTION",
+    "PROBLEM_COLUMNS",
+    "TEMPLATES",
+    "Prompt",
+    "load_prompts",
+    "read_table",
+    "task_names",
+]
 
 #: The name of the 24 short problems that travel with the package.
 BUNDLED = "bundled"
 _BUNDLED_FILE = Path(__file__).parent / "data" / "prompts.jsonl"
 
-_INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
+#: The system message of A.3.
+INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 _CHATML = (
-    f"<|im_start|>system\n{_INSTRUCTION}<|im_end|>\n"
+    f"<|im_start|>system\n{INSTRUCTION}<|im_end|>\n"
     "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
 )
 
@@ -47,7 +57,8 @@ TEMPLATES: Mapping[str, str | None] = {
     "plain": "{problem}",
 }
 
-_PROBLEM_COLUMNS = ("problem", "question", "prompt")
+#: What a problem's column may be called.
+PROBLEM_COLUMNS = ("problem", "question", "prompt")
 _ANSWER_COLUMNS = ("answer", "final_answer")
 
 
@@ -110,11 +121,11 @@ def load_prompts(
         raise SettingError(f"no template {template!r}", f"choose one of {', '.join(TEMPLATES)}")
     if num_prompts is not None and num_prompts < 1:
         raise SettingError(f"--num-prompts is {num_prompts}", "give at least 1")
-    frame = _read(name_or_path)
-    column = next((name for name in _PROBLEM_COLUMNS if name in frame.columns), None)
+    frame = read_table(name_or_path)
+    column = next((name for name in PROBLEM_COLUMNS if name in frame.columns), None)
     if column is None or frame.empty:
         raise DatasetError(
-            f"dataset {name_or_path!r} has no row with a {', '.join(_PROBLEM_COLUMNS)} column "
+            f"dataset {name_or_path!r} has no row with a {', '.join(PROBLEM_COLUMNS)} column "
             f"(its columns: {', '.join(map(str, frame.columns))})",
             "rename the column that holds the problems",
         )
@@ -148,7 +159,12 @@ def task_names(datasets: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _read(name_or_path: str) -> pd.DataFrame:
+def read_table(name_or_path: str) -> pd.DataFrame:
+    """The rows of a dataset file, or of the bundled problems.
+
+    Raises:
+        DatasetError: no such file, or none that can be read.
+    """
     path = _BUNDLED_FILE if name_or_path == BUNDLED else Path(name_or_path).expanduser()
     readers: dict[str, Any] = {
         ".parquet": pd.read_parquet,
@@ -187,7 +203,7 @@ def _encode(
     if text is not None:
         return encode_prompt(text.replace("{problem}", problem), tokenizer)
     messages: Sequence[Mapping[str, str]] = [
-        {"role": "system", "content": _INSTRUCTION},
+        {"role": "system", "content": INSTRUCTION},
         {"role": "user", "content": problem},
     ]
     return encode_prompt(messages, tokenizer, **options)

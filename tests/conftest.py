@@ -19,6 +19,7 @@ install_import_hook(
         "entropylens.readings",
         "entropylens.control",
         "entropylens.verification",
+        "bupo.drift",
     ],
     "beartype.beartype",
 )

@@ -25,7 +25,7 @@ from entropylens.sources.verl_shards import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["load", "steps"]
+__all__ = ["assemble", "load", "steps"]
 
 _STEP = re.compile(r"global_step_(\d+)")
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
@@ -97,6 +97,25 @@ def load(
         _fill(model, shards, chosen, place, actor)
         _add_generation_config(model, folder)
     return model.to(place).eval(), hf.load_tokenizer(str(folder), folder, options)
+
+
+def assemble(
+    config: PretrainedConfig,
+    weights: StateDict,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The model of a configuration with these weights, whole tensors under its own names.
+
+    Raises:
+        WeightsError: they do not fit the configuration.
+    """
+    model = _empty_model(config, dtype, trust_remote_code)
+    place = torch.device(device)
+    _fill(model, [weights], dtype, place, Path("weights in memory"))
+    return model.to(place).eval()
 
 
 def _actors(path: Path) -> list[tuple[int, Path]]:

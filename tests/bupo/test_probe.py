@@ -21,15 +21,19 @@ def test_the_probe_gives_what_analyze_reads(name):
     with torch.no_grad():
         with probe.internal():
             found = model(IDS, use_cache=False).logits
-        with probe.both():
-            both = model(IDS, use_cache=False).logits
+        rows = torch.tensor([1, 7, 11])
+        with probe.both(rows, internal=True):
+            inner_first = model(IDS, use_cache=False).logits
+        with probe.both(rows, internal=False):
+            theta_first = model(IDS, use_cache=False).logits
     # Some families give float32 logits from a float64 model.
     close = {"atol": 1e-5, "rtol": 1e-5, "check_dtype": False}
     torch.testing.assert_close(found.log_softmax(-1), expected, **close)
-    torch.testing.assert_close(both[:2], theta.detach(), **close)
-    torch.testing.assert_close(both[2:].log_softmax(-1), expected, **close)
+    theta, inner = theta.detach().flatten(0, 1), found.flatten(0, 1)
+    torch.testing.assert_close(inner_first[0], torch.cat([inner, theta[rows]]), **close)
+    torch.testing.assert_close(theta_first[0], torch.cat([theta, inner[rows]]), **close)
     # Disarmed, nothing is left of it.
-    assert torch.equal(model(IDS, use_cache=False).logits, theta)
+    assert torch.equal(model(IDS, use_cache=False).logits.flatten(0, 1), theta)
 
 
 def gradients(model, probe, **options):

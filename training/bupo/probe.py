@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from entropylens.anatomy import first_tensor
@@ -49,6 +50,7 @@ class Probe:
                 f"give 1 to {anatomy.num_layers - 1}",
             )
         self.layer = layer
+        self._model = model
         self._decoder, self._norm = anatomy.decoder, anatomy.final_norm
         self._own, self._next = anatomy.layers[layer - 1], anatomy.layers[layer]
         self._captured: Tensor | None = None
@@ -75,13 +77,33 @@ class Probe:
                 yield
 
     @contextmanager
-    def both(self) -> Iterator[None]:
-        """Logits of both policies from one forward: [2 * batch, ...], pi_theta's first."""
+    def both(self, rows: Int[Tensor, " rows"], *, internal: bool) -> Iterator[None]:
+        """One policy's logits everywhere and the other's at some positions, from one forward.
 
-        def join(_norm: nn.Module, _args: tuple[Any, ...], output: Any) -> Tensor:
-            return torch.cat([first_tensor(output), self._taken(None)], dim=0)
+        The model then returns logits [1, batch * sequence + rows, vocab]: pi_l's at all positions
+        (pi_theta's unless `internal`), batch flattened, then the other policy's at `rows`.
 
-        with self._watched(), _hooked(self._norm.register_forward_hook(join)):
+        Args:
+            rows: positions in the flattened batch.
+            internal: whether pi_l is the one that is wanted everywhere.
+        """
+        normed: Tensor
+
+        def keep(_norm: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            nonlocal normed
+            normed = first_tensor(output)
+
+        def join(_head: nn.Module, _args: tuple[Any, ...]) -> Tensor:
+            pair = (self._taken(None).flatten(0, -2), normed.flatten(0, -2))
+            main, other = pair if internal else pair[::-1]
+            return torch.cat([main, other[rows]])[None]
+
+        # Not at the final norm: some decoders give its output the batch's shape afterwards.
+        head = self._model.get_output_embeddings()  # asked now: adapters may have wrapped it
+        with (
+            self._watched(),
+            _hooked(self._norm.register_forward_hook(keep), head.register_forward_pre_hook(join)),
+        ):
             yield
 
     def _taken(self, found: Tensor | None) -> Tensor:

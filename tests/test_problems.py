@@ -1,0 +1,170 @@
+import json
+
+import pytest
+
+from entropylens import problems
+from entropylens.errors import DatasetError, SettingError
+from entropylens.problems import Problem, load_problems
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(*records, name="set.jsonl"):
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(record) for record in records))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The Hub, with one dataset of these columns; `asked` is what was asked for."""
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def stock(**columns):
+        def load_dataset(*names, **options):
+            asked.append((*names, options))
+            return datasets.Dataset.from_dict(columns)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return asked
+
+    return stock
+
+
+@pytest.mark.parametrize(
+    ("record", "answer"),
+    [
+        ({"problem": "p", "answer": "a", "solution": "b"}, "a"),
+        ({"question": "p", "final_answer": 27.0}, "27"),
+        ({"prompt": "p", "answer": 0.5}, "0.5"),
+        (
+            {"problem": "p", "solution": "half of \\boxed{3}: \\boxed{\\frac{3}{2}}."},
+            "\\frac{3}{2}",
+        ),
+        ({"problem": "p", "solution": "no box"}, "no box"),
+        ({"problem": "p", "reward_model": {"ground_truth": 4}}, "4"),
+        ({"prompt": "p", "answer": "raw", "reward_model": {"ground_truth": "4"}}, "4"),
+        ({"problem": "p", "answer": None}, None),
+        ({"problem": "p", "answer": "  "}, None),
+    ],
+)
+def test_columns_of_a_file(write, record, answer):
+    (found,) = load_problems(write(record)).items
+    assert found == Problem(0, "p", answer)
+
+
+def test_the_authors_two_messages_are_text_again_and_others_stay(write):
+    paper = {"role": "system", "content": problems.INSTRUCTION}
+    own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1"}]
+    path = write(
+        *(
+            {"question": "raw", "prompt": messages, "reward_model": {"ground_truth": "2"}}
+            for messages in ([paper, own[1]], own, own[1:])
+        )
+    )
+    found = load_problems(path).items
+    assert [one.content for one in found] == ["1+1", own, own[1:]]
+    assert found[1].key == "Be brief. 1+1"
+
+
+def test_the_hub_is_asked_for_names_and_only_needed_columns_are_read(hub):
+    asked = hub(question=["1+1"], final_answer=["2"], r1_solution_1=["long"])
+    found = load_problems("deepmath", revision="abc")
+    assert asked == [("zwhe99/DeepMath-103K", None, {"split": "train", "revision": "abc"})]
+    assert (found.name, found.source) == ("deepmath", "zwhe99/DeepMath-103K")
+    assert found.items == (Problem(0, "1+1", "2"),)
+    assert load_problems("some-one/set.v2").name == "some-one/set.v2"
+
+
+def test_gsm8k(hub):
+    asked = hub(question=["a", "b"], answer=["6*200=1200\n#### 1,200", "no mark"])
+    for name in ("gsm8k", "openai/gsm8k"):
+        assert [one.answer for one in load_problems(name).items] == ["1200", None]
+    assert {names[:2] for names in asked} == {("openai/gsm8k", "main")}
+
+
+@pytest.mark.parametrize("name", ["owner/set.parquet", "./owner/set", "~/set.json", "set", "a/b/c"])
+def test_no_network_for_paths(name, hub):
+    asked = hub(question=["1+1"], answer=["2"])
+    with pytest.raises(DatasetError, match=r"here|no dataset"):
+        load_problems(name)
+    assert not asked
+
+
+def test_an_unreachable_hub_is_named(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub\n(offline)")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(
+        DatasetError, match=r"'openai/gsm8k' cannot be had.*reach.*name the .parq"
+    ) as (caught):
+        load_problems("gsm8k")
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(problems, "import_module", lambda _: __import__("no_such_library"))
+    with pytest.raises(DatasetError, match="pip install datasets"):
+        load_problems("gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"problem": None, "answer": "2"}, "row 2: the problem is no text but"),
+        ({"problem": " ", "answer": "2"}, "row 2: the problem is empty"),
+        (
+            {"problem": [{"role": "user", "content": "\ud83d"}], "answer": "2"},
+            "row 2: .*surrogates",
+        ),
+        ({"problem": "p", "answer": [1, 2]}, "row 2: the answer is no text or number but list"),
+        ({"problem": [{"role": "user"}], "answer": "2"}, "row 2: a message"),
+        ({"problem": [], "answer": "2"}, "row 2: the problem is no text"),
+    ],
+)
+def test_a_bad_row_is_named(write, record, says):
+    with pytest.raises(DatasetError, match=says):
+        load_problems(write({"problem": "p", "answer": "2"}, record))
+
+
+def test_a_file_without_answers_is_refused(write):
+    with pytest.raises(DatasetError, match="its columns: problem, score"):
+        load_problems(write({"problem": "p", "score": 1}))
+
+
+def test_generated_problems_score_with_their_own_answers():
+    gym = pytest.importorskip("reasoning_gym")
+    options = {"min_digits": 1, "max_digits": 2}
+    found = load_problems("reasoning_gym:chain_sum", size=9, seed=4, task_options=options)
+    expected = gym.create_dataset("chain_sum", size=9, seed=4, **options)
+    assert [one.content for one in found.items] == [it["question"] for it in expected]
+    score = gym.get_score_answer_fn("chain_sum")
+    assert all(score(one.answer, json.loads(one.entry)) == 1.0 for one in found.items)
+    assert [one.index for one in found.items] == list(range(9))
+
+
+def test_answers_that_can_never_score_are_none():
+    pytest.importorskip("reasoning_gym")
+    for task in ("rearc", "graph_color"):  # tuples that JSON does not keep; no answer at all
+        found = load_problems(f"reasoning_gym:{task}", size=2).items
+        assert [one.answer for one in found] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "says"),
+    [
+        ("reasoning_gym:chain_sums", {}, DatasetError, "no task 'chain_sums'.*chain_sum"),
+        ("reasoning_gym:chain_sum", {"digits": 3}, SettingError, "no option digits.*min_digits"),
+        ("reasoning_gym:chain_sum", {"seed": 3}, SettingError, "no option seed"),
+        ("reasoning_gym:chain_sum", {"min_digits": 0}, SettingError, "must be positive"),
+        ("reasoning_gym:chain_sum", {"min_digits": "x"}, SettingError, "'min_digits': 'x'"),
+        ("bundled", {"min_digits": 1}, SettingError, "not for 'bundled'"),
+    ],
+)
+def test_tasks_and_options_are_checked(name, options, error, says):
+    pytest.importorskip("reasoning_gym")
+    with pytest.raises(error, match=says):
+        load_problems(name, size=2, task_options=options)

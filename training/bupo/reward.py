@@ -1,0 +1,71 @@
+"""The reward: whether an answer is right, as veRL's custom reward function."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from entropylens.errors import SettingError
+from entropylens.grading import Grader, task_gold
+
+__all__ = ["compute_score"]
+
+_TASKS = "reasoning_gym/"
+_making = threading.Lock()
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Any,
+    extra_info: Mapping[str, Any] | None = None,
+    mode: str = "math",
+    time_limit: float = 10.0,
+    **kwargs: Any,
+) -> dict[str, float]:
+    """The reward of one response, called by veRL from many threads of a Ray actor.
+
+    Args:
+        data_source: "reasoning_gym/<task>", or anything else for mathematics.
+        solution_str: the response.
+        ground_truth: the right answer; unused for a reasoning-gym task.
+        extra_info: of a reasoning-gym task {"entry": the JSON text of the entry}, and "task"
+            where data_source does not name it.
+        mode: "math" or "strict" for mathematics (`entropylens.grading.Grader`).
+        time_limit: seconds an answer may take.
+        kwargs: what else veRL passes; unused.
+
+    Returns:
+        "score" and "acc", 1.0 where the answer is right and else 0.0; "answered", 1.0 where
+        there is an answer.
+
+    Raises:
+        SettingError: no such mode, or a reasoning-gym task without its entry.
+    """
+    if data_source.startswith(_TASKS):
+        mode, gold = "reasoning_gym", _task_gold(data_source, extra_info or {})
+    else:
+        gold = str(ground_truth)
+    with _making:
+        grader = _grader(mode, time_limit)
+    grade = grader.grade(solution_str, gold)
+    right = float(grade.correct)
+    return {"score": right, "acc": right, "answered": float(grade.answer is not None)}
+
+
+@functools.cache
+def _grader(mode: str, time_limit: float) -> Grader:
+    return Grader(mode, time_limit)
+
+
+def _task_gold(data_source: str, extra_info: Mapping[str, Any]) -> str:
+    task = extra_info.get("task") or data_source.removeprefix(_TASKS)
+    entry = extra_info.get("entry")
+    if not isinstance(entry, str):
+        raise SettingError(
+            f"extra_info of data source {data_source!r} holds no reasoning-gym entry",
+            'store the JSON text of the entry under extra_info["entry"]',
+        )
+    return task_gold(task, entry)
