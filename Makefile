@@ -5,10 +5,10 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test test-train train-demo clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: $(VENV)/.run ## a real model answers real questions: which of its layers to train first?
 	$(BIN)/entropylens analyze --max-new-tokens 32 -o $(DEMO)
@@ -18,6 +18,16 @@ test: $(VENV)/.dev ## all checks: format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test-train: $(VENV)/.dev ## every combination of training through Ray, an hour; `make test` has a few
+	$(BIN)/python -m pytest -m train tests/bupo
+
+train-demo: $(VENV)/.train ## ten steps of BuPO on the bundled model: the mechanics, not the benefit
+	@echo "This shows the mechanics only: a 135M model, ten steps, no claim about reasoning."
+	test -f runs/chain_sum.parquet || $(BIN)/entropylens prepare reasoning_gym:chain_sum \
+		--size 256 --model bundled --max-prompt-tokens 160 -o runs/chain_sum.parquet
+	$(BIN)/entropylens train --config smollm2-cpu --layer 6 -o runs/train-demo \
+		data.train_files=runs/chain_sum.parquet
 
 clean: ## remove the virtual environment and the demo's run
 	rm -rf $(VENV) $(DEMO)
@@ -30,6 +40,10 @@ $(VENV)/.python:
 $(VENV)/.run: $(VENV)/.python pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable .
+	@touch $@
+
+$(VENV)/.train: $(VENV)/.run pyproject.toml constraints/cpu.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[train]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml constraints/cpu.txt

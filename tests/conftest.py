@@ -19,7 +19,10 @@ install_import_hook(
         "entropylens.readings",
         "entropylens.control",
         "entropylens.verification",
+        "bupo.alignment",
         "bupo.drift",
+        "bupo.layer_probe",
+        "bupo.policy_gradients",
     ],
     "beartype.beartype",
 )

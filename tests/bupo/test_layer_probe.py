@@ -15,7 +15,7 @@ from tiny import EVERY_FAMILY, VOCAB, tiny_model
 from torch import nn
 from tqdm import tqdm
 
-from entropylens.errors import AnalysisFilesError, ResponsesError, SettingError
+from entropylens.errors import AllocationError, AnalysisFilesError, ResponsesError, SettingError
 from entropylens.recognition import anatomy_of
 from entropylens.responses import Response
 
@@ -248,6 +248,15 @@ def test_hooks_go_away_after_a_failure(monkeypatch):
     model.forward = kept
     assert "forward" not in vars(model.model)
     assert not any(it._forward_hooks or it._forward_pre_hooks for it in model.modules())
+
+
+def test_memory_that_is_not_there_is_explained(monkeypatch):
+    def full(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(AllocationError, match="layers_at_once=1"):
+        probed(tiny_model("llama"), answers())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -45,7 +48,7 @@ def _check_backend(config: DictConfig, settings: Settings) -> None:
     if not config.trainer.use_v1:
         raise SettingError("trainer.use_v1=False asks for veRL's old trainer", "leave it at True")
     mode = config.trainer.v1.trainer_mode
-    if mode not in ("bupo", "sync"):
+    if mode not in ("bupo", "sync", "cpu"):
         raise SettingError(
             f"trainer.v1.trainer_mode={mode} is not BuPO's: asynchronous training has no place "
             "for an internal phase yet",
@@ -242,17 +245,29 @@ def _check_dataset(file: str, key: str) -> None:
 
 
 def _check_reward(path: str, name: str) -> None:
-    """Loads it as veRL will."""
-    from verl.utils.import_utils import load_extern_object
-
     try:
-        found = load_extern_object(module_path=path, object_name=name)
-    except Exception as error:
+        module = _module(path)
+    except Exception as error:  # whatever a user's file raises
+        line = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingError(
-            f"reward.custom_reward_function.path={path} has no usable {name!r} ({error})",
-            "name a Python file, or pkg://module, and the function in it",
+            f"reward.custom_reward_function.path={path} cannot be loaded ({line})",
+            "name a Python file, or pkg://module",
         ) from error
-    if not callable(found):
+    if not callable(getattr(module, name, None)):
         raise SettingError(
-            f"reward.custom_reward_function.name={name} is no function", "name a function"
+            f"reward.custom_reward_function.path={path} has no function {name!r}",
+            "give its name as reward.custom_reward_function.name",
         )
+
+
+def _module(path: str) -> ModuleType:
+    """As veRL finds it, without importing veRL."""
+    if path.startswith("pkg://"):
+        return importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
+    file = Path(path.removeprefix("file://")).expanduser()
+    spec = importlib.util.spec_from_file_location("custom_reward", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

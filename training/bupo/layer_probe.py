@@ -72,7 +72,7 @@ class LayerProbe:
     interval and norm_ratio's cover the mean over such batches (a jackknife over blocks of
     informative prompts, with Student's t). `cosine_expected` is the cosine of the expected
     gradients, without that bias; NaN where noise hides one of them. Intervals are at 95 %, are NaN
-    under 3 blocks, and mean little under 8.
+    under 3 blocks (nll_layer's: prompts), and are rough under 8.
 
     Args:
         layers: one row a layer: `layer, shared_parameters` (numbers in them), `cosine,
@@ -149,9 +149,9 @@ def probe_layers(
 ) -> LayerProbe:
     """Compare the InterGRPO(l) and GRPO gradients of graded answers; nothing is updated.
 
-    Above the model it holds `layers_at_once` + 2 gradients, float32 at least, and a forward pass's
-    activations. Layer l takes l/L of a backward pass over the answers; each `layers_at_once`
-    layers share a forward pass up to the highest of them.
+    Above the model it holds `layers_at_once` + 2 gradients (float32 at least), 8 MB of sketches a
+    layer, and the activations and logits of one forward pass. Layer l takes l/L of a backward pass
+    over the answers; each `layers_at_once` layers share a forward pass up to the highest of them.
 
     Args:
         model: a loaded causal language model; it is left as it came, gradients included.
@@ -187,7 +187,7 @@ def probe_layers(
         *(blocks, temperature, bar),
     )
     sketch = Sketch(seed)
-    rows: dict[int, dict[str, float]] = {}
+    rows: dict[int, dict[str, int | float]] = {}
     try:
         with bar, evaluating(model), torch.enable_grad():
             grpo = run.sums([run.policy], sketch)[run.policy]
@@ -231,7 +231,7 @@ def _inner(layers: Sequence[int] | None, num_layers: int) -> list[int]:
     return chosen
 
 
-def _compared(grpo: GradientSum, inter: GradientSum, place: int) -> dict[str, float]:
+def _compared(grpo: GradientSum, inter: GradientSum, place: int) -> dict[str, int | float]:
     """One layer's columns; `place` is the layer's among the candidates."""
     common = grpo.gradient[: len(inter.gradient)]
     exact = dot(common, common), dot(common, inter.gradient), dot(inter.gradient, inter.gradient)
