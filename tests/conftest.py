@@ -10,6 +10,9 @@ from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
 
+# As in a training run's processes: veRL settles on a platform when it is first asked.
+os.environ |= {"VERL_USE_EXTERNAL_MODULES": "bupo.plugin", "VERL_USE_EXTERNAL_PLUGINS": "none"}
+
 # Shapes and dtypes are checked on every call of the modules that take tensors.
 install_import_hook(
     [

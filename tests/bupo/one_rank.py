@@ -24,6 +24,7 @@ def both_phases(directory, share, **model):
     found.append(weights(engine))
     update(engine, batch_of(samples(3)[share], **asked))
     found.append(weights(engine))
+    found.append({name: weight.clone() for name, weight in engine.whole_weights()})
     return read, found
 
 

@@ -408,9 +408,14 @@ def test_a_failing_pass_leaves_no_trace_either(directory, order):
 def test_an_order_is_taken_back_even_after_a_failure():
     extra_info = {"temperature": 1.0}
     order = internal(stride=3, freeze_unembedding=True)
-    with pytest.raises(KeyboardInterrupt), order.given_with(extra_info):
-        assert Order.read(extra_info) == order
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with order.given_with(extra_info):
+            assert Order.read(extra_info) == order
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert extra_info == {"temperature": 1.0}
     assert Order.read(extra_info) == Order()
 

@@ -23,10 +23,10 @@ def two_ranks(tmp_path_factory, directories):
     target = tmp_path_factory.mktemp("ranks")
     paths = os.pathsep.join([str(HERE), str(HERE.parent)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    given = [target / "store", target, *directories.values()]
     running = [
         subprocess.Popen(
-            [sys.executable, HERE / "one_rank.py", str(rank), target / "store", target]
-            + list(directories.values()),
+            [sys.executable, HERE / "one_rank.py", str(rank), *given],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -54,11 +54,13 @@ def test_two_ranks_do_what_one_does(directories, two_ranks, family):
         for name, rows in reading.items():
             for row, wanted in zip(rows, expected_reading[name][rank::2], strict=True):
                 torch.testing.assert_close(row, wanted, atol=1e-5, rtol=0)
-        start, inner, end = found
+        start, inner, end, told = found
+        assert told.keys() == end.keys()
         for name, weight in start.items():
             assert torch.equal(weight, expected[0][name])
             assert torch.equal(weight, inner[name]) is not is_inner(name), name
             assert not torch.equal(inner[name], end[name]), name
+            assert torch.equal(told[name], end[name]), name
         for step, wanted in zip(found, expected, strict=True):
             for name, weight in step.items():
                 torch.testing.assert_close(weight, wanted[name], atol=1e-5, rtol=0)

@@ -8,6 +8,7 @@ import torch
 import verl
 from bupo.estimate import DEFAULTS, GIB, Estimate, estimate, free_disk
 from bupo.footprint import EXTRA, Engine, measure
+from bupo.names import WATCHED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -67,7 +68,7 @@ def test_the_defaults_are_verls():
                 assert OmegaConf.select(theirs, where) in (None, {})
             elif OmegaConf.is_dict(mine[name]):
                 compare(mine[name], where)
-            elif "actor_rollout_ref.rollout.fsdp_config" not in where:
+            else:
                 assert mine[name] == OmegaConf.select(theirs, where, throw_on_missing=True), where
 
     compare(DEFAULTS, "")
@@ -345,7 +346,16 @@ def test_chunks_shorten_the_pass_for_old_log_probs():
     assert plain.moment == chunked.moment == "old log-probs"
     assert chunked.parts["logits"] * GIB == 4000 * (2 * 100_000 + 12 * 2048)
     both = estimate(config(**long, bupo__log_both_policies=True), qwen3())
-    assert both.parts["logits"] == 2 * plain.parts["logits"]
+    watched = 1 + WATCHED / 100_000
+    assert both.parts["logits"] == pytest.approx(watched * plain.parts["logits"])
+
+
+def test_a_cpu_reserves_nothing_and_has_no_runtime():
+    one = {ROLLOUT + "tensor_model_parallel_size": 1}
+    found = estimate(config(trainer__device="cpu", **one), qwen3())
+    assert not {"KV cache", "runtime"} & (found.parts.keys() | found.rollout.keys())
+    assert found.rollout["inference weights"] * GIB == pytest.approx(4 * found.parameters)
+    assert not any("KV cache" in line for line in found.lines())
 
 
 def test_the_reference_waits_on_the_cpu_and_passes_with_its_own_budget():

@@ -55,7 +55,10 @@ REFUSED = [
     ),
     (["actor_rollout_ref.actor.ppo_mini_batch_size=3"], r"\(3\) does not divide .*1, 2, 4, 8"),
     (["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3"], r"\(3\) does not divide .*2, 4"),
-    (["actor_rollout_ref.rollout.n=1"], "rollout.n=1: set it to 2 or more"),
+    (
+        ["actor_rollout_ref.rollout.n=1", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"],
+        "rollout.n=1: set it to 2 or more",
+    ),
     (["actor_rollout_ref.rollout.name=vllm"], "vllm needs a GPU"),
     (["actor_rollout_ref.rollout.top_p=0.9"], "top_p"),
     (["actor_rollout_ref.model.lora_rank=4"], "lora.merge=True"),
@@ -102,7 +105,7 @@ def test_data_without_veRLs_columns(toy, tmp_path):
 
 def test_no_space_for_a_checkpoint(toy, monkeypatch):
     monkeypatch.setattr(launch, "free_disk", lambda _path: 0.0)
-    with pytest.raises(OutputDirectoryError, match="room for 0.0"):
+    with pytest.raises(OutputDirectoryError, match=r"room for 0\.0"):
         plan(toy, "trainer.save_freq=1")
     plan(toy, "trainer.save_freq=-1")
     plan(toy, "trainer.save_freq=1", check_machine=False)

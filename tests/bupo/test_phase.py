@@ -45,7 +45,7 @@ def test_exactly_s_inter_steps_are_internal(steps):
 
 def test_a_number_neither_listens_nor_writes(tmp_path):
     phase = a_phase(tmp_path, 8, None)
-    inner, reasons = run(phase, kl={step: 9.0 for step in range(1, 31)})
+    inner, reasons = run(phase, kl=dict.fromkeys(range(1, 31), 9.0))
     assert inner == list(range(1, 9))
     assert not reasons
     assert not list(tmp_path.iterdir())
@@ -66,7 +66,7 @@ def test_a_quiet_run_takes_the_most_steps_and_no_more(tmp_path):
 
 @pytest.mark.parametrize("most", [1, 3, 5, 7])
 def test_never_before_the_fifth_step_unless_fewer_are_allowed(tmp_path, most):
-    wild = {step: 9.0 for step in range(1, 31)}
+    wild = dict.fromkeys(range(1, 31), 9.0)
     inner, _ = run(a_phase(tmp_path, most=most), kl=wild)
     assert inner == list(range(1, min(most, MIN_STEPS) + 1))
     assert MIN_STEPS == 5
@@ -106,9 +106,8 @@ def test_reward_that_falls_by_more_than_its_interval_ends_it(tmp_path):
 
 
 def test_reward_that_falls_within_its_interval_does_not(tmp_path):
-    wide = [0.0, 0.0, 1.0, 1.0]
-    rewards = {step: wide for step in range(1, 6)}
-    rewards |= {step: [0.0, 0.0, 0.0, 1.0] for step in range(6, 31)}
+    half, quarter = [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0]
+    rewards = dict.fromkeys(range(1, 6), half) | dict.fromkeys(range(6, 31), quarter)
     assert run(a_phase(tmp_path), rewards=rewards)[0] == list(range(1, 31))
 
 

@@ -86,5 +86,5 @@ def test_every_preset_composes_and_a_file_may_build_on_one(tmp_path):
 def test_an_unknown_preset_names_the_known_ones():
     with pytest.raises(SettingError, match=r"'qwen9'.*qwen3-4b-paper"):
         of("qwen9")
-    with pytest.raises(SettingError, match="bupo.layr"):
+    with pytest.raises(SettingError, match=r"bupo\.layr"):
         of("qwen3-4b-paper", "bupo.layr=3")

@@ -5,11 +5,11 @@ import json
 import pandas as pd
 import pytest
 import torch
+from bupo.fixed_set import trajectory
 from runs import exported, interrupt_after, metrics, save_toy, start, steps_of, train
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bupo.fixed_set import trajectory
 from entropylens import Analysis
 
 LAYER = 2

@@ -2,7 +2,8 @@
 
 An estimate, from the settings and the model's configuration alone; footprint.py has the formulas.
 BuPO's internal phase needs no more than GRPO, whatever bupo.layer and bupo.skip_upper_layers, so
-GRPO is estimated; bupo.log_both_policies makes two sets of logits in the pass for old_log_probs.
+GRPO is estimated; bupo.log_both_policies adds the logits of up to WATCHED positions to the pass for
+old_log_probs. On a CPU a rank takes what a GPU would; generation has a second copy of the model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bupo.footprint import Engine, bytes_of, measure
+from bupo.names import WATCHED
 from entropylens.errors import SettingError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ RUNTIME = 2.0
 #: All settings that count, with veRL 0.9.1's values (trainer/config/_generated_ppo_trainer.yaml).
 DEFAULTS: DictConfig | ListConfig = OmegaConf.create(
     """
-    trainer: {nnodes: 1, n_gpus_per_node: 8}
+    trainer: {device: cuda, nnodes: 1, n_gpus_per_node: 8}
     data: {max_prompt_length: 512, max_response_length: 512}
     algorithm: {adv_estimator: gae, use_kl_in_reward: false}
     bupo: {log_both_policies: false}
@@ -52,13 +54,14 @@ DEFAULTS: DictConfig | ListConfig = OmegaConf.create(
              "${actor_rollout_ref.actor.entropy_from_logits_with_chunking}",
            entropy_from_logits_chunk_size:
              "${actor_rollout_ref.actor.entropy_from_logits_chunk_size}"}}
-      ref: &scoring
-        {log_prob_use_dynamic_bsz: "${actor_rollout_ref.actor.use_dynamic_bsz}",
-         log_prob_max_token_len_per_gpu: "${actor_rollout_ref.actor.ppo_max_token_len_per_gpu}",
-         log_prob_micro_batch_size_per_gpu: null, fsdp_config: *engine}
       rollout:
-        {<<: *scoring, tensor_model_parallel_size: 2, gpu_memory_utilization: 0.5,
-         free_cache_engine: true, dtype: bfloat16, temperature: 1.0}
+        {<<: &scoring {
+           log_prob_use_dynamic_bsz: "${actor_rollout_ref.actor.use_dynamic_bsz}",
+           log_prob_max_token_len_per_gpu: "${actor_rollout_ref.actor.ppo_max_token_len_per_gpu}",
+           log_prob_micro_batch_size_per_gpu: null},
+         tensor_model_parallel_size: 2, gpu_memory_utilization: 0.5, free_cache_engine: true,
+         dtype: bfloat16, temperature: 1.0}
+      ref: {<<: *scoring, fsdp_config: *engine}
     critic:
       {enable: null, model: *model, fsdp: *engine, checkpoint: *saved,
        use_dynamic_bsz: "${actor_rollout_ref.actor.use_dynamic_bsz}",
@@ -79,6 +82,7 @@ class Estimate:
         peak: GiB on one GPU, the larger of both.
         checkpoint: GiB on disk of one checkpoint, all ranks.
         moment: when `parts` is: actor update | critic update | old log-probs | reference.
+        reserves: whether the rollout engine reserves memory for a KV cache.
     """
 
     parameters: int
@@ -88,6 +92,7 @@ class Estimate:
     peak: float
     checkpoint: float
     moment: str = "actor update"
+    reserves: bool = True
 
     def lines(self) -> list[str]:
         """A table in GiB; it says that it is an estimate and names the three largest parts."""
@@ -102,7 +107,7 @@ class Estimate:
             f"{self.parameters:,} parameters, {self.trainable:,} of them or of adapters trained",
             "an estimate, in GiB:",
             *(f"{name:<28}{size:>9.2f}" for name, size in rows),
-            *(room if "KV cache" not in self.rollout else []),
+            *(room if self.reserves and "KV cache" not in self.rollout else []),
             f"largest in the {self.moment}: {', '.join(largest)}",
         ]
 
@@ -134,7 +139,7 @@ def estimate(
     updates = policy.update(tokens, policy.logits(arr, tokens, update=True))
     moments = [("actor update", it) for it in updates]
     tokens = _tokens(settings, "actor_rollout_ref.rollout", "log_prob_")
-    rows = tokens * (2 if settings.bupo.log_both_policies else 1)
+    rows = tokens + (min(tokens, WATCHED) if settings.bupo.log_both_policies else 0)
     scored = policy.scoring(tokens, policy.logits(arr, rows, update=False))
     moments.append(("old log-probs", policy.states(weights=True) | scored))
     if (arr.actor.use_kl_loss or settings.algorithm.use_kl_in_reward) and not shape.adapters:
@@ -155,16 +160,24 @@ def estimate(
         left += waiting
         checkpoint += valuing.checkpoint(critic.checkpoint)
 
-    weights = (shape.total + shape.adapters) * bytes_of(arr.rollout.dtype)
+    on_cpu = settings.trainer.device == "cpu"
+    weights = (shape.total + shape.adapters) * bytes_of("fp32" if on_cpu else arr.rollout.dtype)
     weights /= arr.rollout.tensor_model_parallel_size
-    engine = max(weights, arr.rollout.gpu_memory_utilization * gpu_memory * GIB)
+    share = 0.0 if on_cpu else arr.rollout.gpu_memory_utilization
+    engine = max(weights, share * gpu_memory * GIB)
     generating = {"inference weights": weights, "KV cache": engine - weights}
     if not arr.rollout.free_cache_engine:
         moments = [(name, it | {"rollout engine": engine}) for name, it in moments]
     moment, largest = max(moments, key=lambda it: sum(it[1].values()))
-    parts, rollout = _in_gib(largest), _in_gib(generating | {"training state": left})
+    runtime = 0.0 if on_cpu else RUNTIME
+    parts, rollout = (
+        _in_gib(it | {"runtime": runtime * GIB})
+        for it in (largest, generating | {"training state": left})
+    )
     peak = max(sum(parts.values()), sum(rollout.values()))
-    return Estimate(shape.total, shape.trained, parts, rollout, peak, checkpoint / GIB, moment)
+    return Estimate(
+        shape.total, shape.trained, parts, rollout, peak, checkpoint / GIB, moment, not on_cpu
+    )
 
 
 def free_disk(path: str | Path) -> float:
@@ -176,7 +189,7 @@ def free_disk(path: str | Path) -> float:
 
 
 def _in_gib(parts: Mapping[str, float]) -> dict[str, float]:
-    sizes = {name: size / GIB for name, size in parts.items() if size} | {"runtime": RUNTIME}
+    sizes = {name: size / GIB for name, size in parts.items() if size}
     return dict(sorted(sizes.items(), key=lambda it: -it[1]))
 
 

@@ -181,7 +181,7 @@ def plan(
     check_files(composed)
     hf_config = model_config(composed)
     check_model(composed, hf_config)
-    needed = estimate(composed, hf_config)
+    needed = estimate(composed, hf_config, gpu_memory=_gpu_memory())
     if check_machine:
         _check_machine(composed, needed, directory)
     command = (sys.executable, "-m", "verl.trainer.main_ppo", *options, *all_overrides)
@@ -204,6 +204,16 @@ def _environment(config: DictConfig, directory: Path) -> dict[str, str]:
     if Path(config.actor_rollout_ref.model.path).is_dir():
         found["HF_HUB_OFFLINE"] = "1"  # a path was given: no network
     return found
+
+
+def _gpu_memory() -> float:
+    """GiB of this machine's first GPU, or of the usual one where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 80.0
+    memory: int = torch.cuda.get_device_properties(0).total_memory
+    return memory / 2**30
 
 
 def _check_machine(config: DictConfig, needed: Estimate, directory: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
@@ -68,12 +68,20 @@ def check_model(config: DictConfig, hf_config: PretrainedConfig) -> None:
 
 
 def _check_skipping(model: PreTrainedModel, probe: Probe) -> None:
-    """Run the empty model: shapes suffice to see which layers take part."""
+    """Run the empty model: shapes suffice to see which layers take part.
+
+    Where some layer computes with values, which there are none of here, the first update refuses.
+    """
     ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
-    try:
-        with torch.no_grad(), probe.internal(skip_upper_layers=True):
-            model(ids, use_cache=False)
-    except SettingError:
-        raise
-    except Exception as error:  # some layers compute with values, which there are none of here
-        logger.debug("skipping cannot be tried without weights: %s", error)
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool, device="meta")
+    ready: dict[str, Any] = {"attention_mask": mask, "position_ids": torch.zeros_like(ids)}
+    for masks in (ready, {}):  # most families look into a mask of their own making
+        try:
+            with torch.no_grad(), probe.internal(skip_upper_layers=True):
+                model(ids, use_cache=False, **masks)
+        except SettingError:
+            raise
+        except Exception as error:
+            logger.debug("skipping cannot be tried without weights: %s", error)
+        else:
+            return

@@ -28,7 +28,7 @@ from verl.workers.utils.padding import response_from_nested
 from bupo.checks import check_config
 from bupo.engine import OTHER_ENTROPY, OTHER_LOG_PROBS
 from bupo.fixed_set import FixedSet, choose
-from bupo.names import STOP_FILE
+from bupo.names import STOP_FILE, WATCHED
 from bupo.orders import Order
 from bupo.phase import Phase
 from bupo.records import MetricsFile, shares
@@ -36,12 +36,10 @@ from bupo.settings import Settings
 from bupo.workers import BuPOCriticWorker, BuPOWorker
 from entropylens.responses import Response
 
-__all__ = ["WATCHED", "BuPOTrainer"]
+__all__ = ["BuPOTrainer"]
 
 logger = logging.getLogger(__name__)
 
-#: Response positions a step at which the policy that is not trained is read.
-WATCHED = 2048
 #: veRL's comparisons of the actor with the rollout policy: meaningless where they are pi_l's.
 _OFF_POLICY = ("rollout_corr/", "training/rollout_probs_diff", "training/rollout_actor_probs")
 
