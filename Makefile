@@ -25,7 +25,8 @@ test-train: $(VENV)/.dev ## every combination of training through Ray, an hour; 
 train-demo: $(VENV)/.train ## ten steps of BuPO on the bundled model: the mechanics, not the benefit
 	@echo "This shows the mechanics only: a 135M model, ten steps, no claim about reasoning."
 	test -f runs/chain_sum.parquet || $(BIN)/entropylens prepare reasoning_gym:chain_sum \
-		--size 256 --model bundled --max-prompt-tokens 160 -o runs/chain_sum.parquet
+		--size 256 --model bundled --max-prompt-tokens 160 --task-option max_terms=2 \
+		--task-option min_digits=1 --task-option max_digits=1 -o runs/chain_sum.parquet
 	$(BIN)/entropylens train --config smollm2-cpu --layer 6 -o runs/train-demo \
 		data.train_files=runs/chain_sum.parquet
 

@@ -30,7 +30,7 @@ from entropylens.sources.subject import Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Sampling", "draw_tokens", "end_tokens", "generate", "keyed_draws"]
+__all__ = ["Sampling", "draw_tokens", "end_tokens", "generate", "keyed_draws", "plain_generation"]
 
 #: Positions (prompts and answers) in the key-value cache of one batch.
 CACHE_TOKENS = 4096
@@ -90,7 +90,7 @@ def generate(
     answers = _finished(journal) if journal is not None else {}
     bound = len(jobs) * sampling.max_new_tokens
     bar = tqdm(total=bound, desc="answering", unit="tok", disable=not progress)
-    with bar, evaluating(subject.model), _own_generation_config(subject.model, sampling) as ends:
+    with bar, evaluating(subject.model), plain_generation(subject.model) as ends:
         for batch in _batches(prompts, jobs, sampling):
             if any(job not in answers for job in batch):
                 tokens = _answer(subject, prompts, batch, sampling, ends, bar)
@@ -234,7 +234,7 @@ class _KeyedSampler:
 
 
 @contextmanager
-def _own_generation_config(model: PreTrainedModel, sampling: Sampling) -> Iterator[frozenset[int]]:
+def plain_generation(model: PreTrainedModel) -> Iterator[frozenset[int]]:
     """Put a plain configuration in place of the model's, and hand out its end tokens."""
     from transformers import GenerationConfig
 

@@ -24,17 +24,24 @@ def test_the_two_commands_are_there():
     assert "make test" in commands()
 
 
+@pytest.fixture(scope="module")
+def training_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("data") / "data.parquet"
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("entropylens")])
-def test_commands_run(command, demo_run, model_directory, entropylens, tmp_path):
+def test_commands_run(command, demo_run, model_directory, entropylens, tmp_path, training_file):
     """MODEL stands for a user's model, FILE for their responses, runs/demo for the demo's run."""
     responses = tmp_path / "responses.jsonl"
     responses.write_text('{"prompt": "1+1=", "response": "2"}\n')
     replaced = {
-        "MODEL": str(model_directory), "FILE.jsonl": str(responses), "runs/demo": str(demo_run[0])
+        "MODEL": str(model_directory), "FILE.jsonl": str(responses), "runs/demo": str(demo_run[0]),
+        "data.parquet": str(training_file),
+        "data.train_files=data.parquet": f"data.train_files={training_file}",
     }  # fmt: skip
     words = [replaced.get(word, word) for word in shlex.split(command)[1:]]
-    if words[0] == "analyze":
+    if words[0] in ("analyze", "train"):
         words += ["-o", str(tmp_path / "run")]
     done = entropylens(*words)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import torch
 from engines import group, is_inner, save_model
 from one_rank import both_phases
 
-HERE = Path(__file__).parent
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
 FAMILIES = ("llama", "qwen3-tied")
 
 
@@ -21,7 +21,7 @@ def directories(tmp_path_factory):
 def two_ranks(tmp_path_factory, directories):
     """What rank 0 and rank 1 found, a family each."""
     target = tmp_path_factory.mktemp("ranks")
-    paths = os.pathsep.join([str(HERE), str(HERE.parent)])
+    paths = os.pathsep.join([str(ROOT / "training"), str(HERE), str(HERE.parent)])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     given = [target / "store", target, *directories.values()]
     running = [

@@ -35,7 +35,7 @@ def plan(toy, *overrides, directory="run", **options):
 
 FUSED = "actor_rollout_ref.model.use_fused_kernels=True"
 REFUSED = [
-    (["bupo.layer=0"], "bupo.layer=0 is no inner layer.*give 1 to 3"),
+    (["bupo.layer=0"], "bupo.layer is 0: give a number, 1 or more"),
     (["bupo.layer=4"], "bupo.layer=4 .*internal_steps=0.*give 1 to 3"),
     (["bupo.layer=null"], "no layer is given: pass bupo.layer=N, or --layer auto"),
     (["bupo.internal_steps=-1"], "bupo.internal_steps is -1"),

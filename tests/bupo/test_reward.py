@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from bupo import reward
-from bupo.reward import compute_score
+from bupo.reward import compute_lenient_score, compute_score
 
 from entropylens.errors import SettingError
 
@@ -94,3 +94,13 @@ def test_verl_finds_and_calls_it() -> None:
             data_source="math", solution_str=r"\boxed{12/2}", ground_truth="6", extra_info={}
         )
         assert found == expected
+
+
+def test_lenient_credit_for_mentioning_the_answer():
+    def score(text):
+        return compute_lenient_score("sums", text, "7")
+
+    assert score("\\boxed{7}") == {"score": 1.0, "acc": 1.0, "answered": 1.0}
+    assert score("It is 7 or 8.")["score"] == 0.5
+    assert score("It is 7 or 8.")["acc"] == 0.0
+    assert score("It is 77 or -7.")["score"] == 0.0

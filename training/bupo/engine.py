@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
+from verl.utils.fsdp_utils import merged_lora_context, normalize_peft_param_name
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -42,7 +43,13 @@ class InternalPolicyEngine:
         self._probes: dict[int, Probe] = {}
         self._watched: _Watched | None = None
         self._order = Order()
+        self._passed = 0
         return self._model
+
+    def forward_backward_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """veRL's; what is watched is spread over all micro-batches."""
+        self._passed = 0
+        return super().forward_backward_batch(*args, **kwargs)  # type: ignore[misc]
 
     def forward_step(
         self, micro_batch: TensorDict, loss_function: Callable[..., Any] | None, forward_only: bool
@@ -53,7 +60,10 @@ class InternalPolicyEngine:
             for name in Order.names()
         }
         self._order = order = Order.read(values)
-        self._watched = _watched(micro_batch, order.stride) if forward_only else None
+        self._watched = None
+        if forward_only and order.stride:
+            self._watched = _watched(micro_batch, order.stride, self._passed)
+            self._passed += int(micro_batch["loss_mask"].values().sum())
         try:
             with self._armed(order):
                 return super().forward_step(micro_batch, loss_function, forward_only)  # type: ignore[misc]
@@ -111,13 +121,18 @@ class InternalPolicyEngine:
 
         Gathering is a collective: every rank goes through all of them.
         """
-        if self._is_lora:
-            yield from self._merged_lora_per_tensor_param()  # type: ignore[attr-defined]
-            return
+        merged = nullcontext()
+        if self._is_lora:  # the generator that veRL has for it rounds to bfloat16
+            merged = merged_lora_context(self.module, backup_adapters=True)
         device = get_device_id()
-        for name, value in self.module.state_dict().items():
-            whole: Any = value.to(device)
-            yield name, whole.full_tensor() if isinstance(value, DTensor) else value
+        with merged:
+            state = self.module.state_dict()
+            if self._is_lora:
+                state = normalize_peft_param_name(state)
+            for name, value in state.items():
+                whole: Any = value.to(device)
+                # Merging is undone afterwards, in the same storage.
+                yield name, whole.full_tensor() if isinstance(value, DTensor) else value.clone()
 
 
 class _Watched:
@@ -151,10 +166,8 @@ class _Watched:
         return found
 
 
-def _watched(micro_batch: TensorDict, stride: int) -> _Watched | None:
-    """Every stride-th position that predicts a response token."""
-    if not stride:
-        return None
+def _watched(micro_batch: TensorDict, stride: int, passed: int) -> _Watched:
+    """Every stride-th position that predicts a response token, `passed` of them lying behind."""
     ids, mask = micro_batch["input_ids"], micro_batch["loss_mask"]
     lengths, answered = ids.offsets().diff().tolist(), mask.offsets().diff().tolist()
     width = max(lengths)
@@ -165,9 +178,9 @@ def _watched(micro_batch: TensorDict, stride: int) -> _Watched | None:
         packed.append(first + places)
         rows.append((first if padding_removed else row * width) + places)
         first += length
-    counted = torch.cat([torch.cat(packed)[None], torch.cat(rows)[None]])
+    counted = torch.stack([torch.cat(packed), torch.cat(rows)])
     kept = counted[:, mask.values().bool().cpu()]
-    chosen = kept[:, stride // 2 :: stride].to(get_device_id())
+    chosen = kept[:, (stride // 2 - passed) % stride :: stride].to(get_device_id())
     return _Watched(chosen[0], chosen[1], 1 if padding_removed else len(lengths))
 
 

@@ -59,7 +59,9 @@ class Phase:
     def is_internal(self, step: int) -> bool:
         """Whether this step (from 1) trains pi_l."""
         last = self.last_internal_step
-        return last is None or step <= last
+        if last is None:  # its maximum holds even if its file is lost
+            last = self.settings.max_internal_steps or 0
+        return step <= last
 
     def resume(self, step: int) -> None:
         """Take up what was seen up to `step`; what came after it is forgotten."""

@@ -85,7 +85,7 @@ class Settings:
                 raise _wrong(name, value, "a number, 0 or more")
         if self.internal_steps != AUTO and not _is_count(self.internal_steps):
             raise _wrong("internal_steps", self.internal_steps, "a number, 0 or more, or auto")
-        if self.layer is not None and not _is_count(self.layer):
+        if self.layer is not None and (not _is_count(self.layer) or self.layer < 1):
             raise _wrong("layer", self.layer, "a number, 1 or more (layers count from 1)")
         if self.trains_inner and self.layer is None:
             raise SettingError(

@@ -7,6 +7,7 @@ batching nor timing changes a sample.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-from entropylens.generation import draw_tokens, end_tokens, keyed_draws
+from entropylens.generation import draw_tokens, end_tokens, keyed_draws, plain_generation
 
 __all__ = ["GenerateAdapter", "GenerateReplica", "GenerateServer", "Request", "answer"]
 
@@ -54,27 +55,22 @@ def answer(
         requests: answered in one left-padded batch.
         max_new_tokens: tokens an answer at most; an end token counts.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import LogitsProcessorList
 
-    ends = end_tokens(model)
     width = max(len(request.prompt_ids) for request in requests)
-    input_ids = torch.full((len(requests), width), min(ends, default=0))
-    mask = torch.zeros_like(input_ids)
-    for row, request in enumerate(requests):
-        input_ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-        mask[row, width - len(request.prompt_ids) :] = 1
     sampler = _Sampler(requests, width, max_new_tokens)
-    output = model.generate(
-        input_ids,
-        attention_mask=mask,
-        logits_processor=LogitsProcessorList([sampler]),
-        generation_config=GenerationConfig(
-            do_sample=False,
+    with plain_generation(model) as ends:
+        input_ids = torch.full((len(requests), width), min(ends, default=0))
+        mask = torch.zeros_like(input_ids)
+        for row, request in enumerate(requests):
+            input_ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+            mask[row, width - len(request.prompt_ids) :] = 1
+        output = model.generate(
+            input_ids,
+            attention_mask=mask,
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(ends) or None,
-            pad_token_id=min(ends, default=0),
-        ),
-    )
+            logits_processor=LogitsProcessorList([sampler]),
+        )
     log_probs = torch.stack(sampler.log_probs, dim=1).tolist()
     answers = []
     for row, scores in zip(output[:, width:].tolist(), log_probs, strict=True):
@@ -118,7 +114,12 @@ class GenerateServer:
     """
 
     def __init__(self, model_config: dict[str, Any], response_length: int) -> None:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoTokenizer,
+            GenerationConfig,
+        )
 
         trusting = {"trust_remote_code": bool(model_config["trust_remote_code"])}
         config = AutoConfig.from_pretrained(
@@ -127,7 +128,9 @@ class GenerateServer:
         # The weights come from the trainer, in float32.
         self.model = AutoModelForCausalLM.from_config(config, **trusting).float().eval()
         tokenizer = AutoTokenizer.from_pretrained(model_config["path"], **trusting)
-        if tokenizer.eos_token_id is not None:
+        with contextlib.suppress(OSError):  # many models name their end tokens there alone
+            self.model.generation_config = GenerationConfig.from_pretrained(model_config["path"])
+        if tokenizer.eos_token_id is not None and not end_tokens(self.model):
             self.model.generation_config.eos_token_id = tokenizer.eos_token_id
         self.response_length = response_length
         self.global_steps: int | None = None
@@ -182,7 +185,7 @@ class GenerateServer:
         async with self._model_in_use:
             missing, unexpected = self.model.load_state_dict(weights, strict=False)
             self.model.tie_weights()
-        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
         if unexpected or set(missing) - tied:
             raise ValueError(f"weights do not fit: missing {missing}, unexpected {unexpected}")
         self.global_steps = global_steps
