@@ -1,7 +1,9 @@
 """What a run is refused for before Ray starts, and what a plan says."""
 
+import os
 import shlex
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -125,6 +127,30 @@ def test_a_plan_shows_configuration_estimate_and_a_line_that_works_alone(toy):
     ).stdout
     assert "total_training_steps: 7" in shown
     assert "trainer_mode: bupo" in shown
+
+
+LISTENING = """
+import psutil, ray
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100_000_000)
+for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+    for socket in process.net_connections("inet"):
+        if socket.status == psutil.CONN_LISTEN:
+            print(socket.laddr.ip)
+"""
+
+
+def test_ray_listens_on_this_machine_alone(toy):
+    alone, joining = plan(toy), plan(toy, "+ray_kwargs.ray_init.address=auto")
+    shown = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        env=os.environ | dict(alone.environment),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert shown
+    assert {it.removeprefix("::ffff:") for it in shown} == {"127.0.0.1"}
+    assert joining.environment.keys() < alone.environment.keys()
 
 
 def test_another_run_is_not_overwritten(toy, tmp_path, monkeypatch):

@@ -195,6 +195,9 @@ def _environment(config: DictConfig, directory: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "TENSORBOARD_DIR": str(directory / "tensorboard"),
     }
+    if _is_alone(config):
+        # Ray makes the machine's own address of 127.0.0.1, except where it forms no clusters.
+        found["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if config.trainer.device == "cpu":
         from entropylens.doctor import usable_cores
 
@@ -204,6 +207,11 @@ def _environment(config: DictConfig, directory: Path) -> dict[str, str]:
     if Path(config.actor_rollout_ref.model.path).is_dir():
         found["HF_HUB_OFFLINE"] = "1"  # a path was given: no network
     return found
+
+
+def _is_alone(config: DictConfig) -> bool:
+    """Whether veRL starts Ray for this run, on this machine."""
+    return config.trainer.nnodes == 1 and not config.ray_kwargs.ray_init.get("address")
 
 
 def _gpu_memory() -> float:
@@ -219,8 +227,7 @@ def _gpu_memory() -> float:
 def _check_machine(config: DictConfig, needed: Estimate, directory: Path) -> None:
     import torch
 
-    alone = config.trainer.nnodes == 1 and not config.ray_kwargs.ray_init.get("address")
-    wanted = config.trainer.n_gpus_per_node
+    wanted, alone = config.trainer.n_gpus_per_node, _is_alone(config)
     if config.trainer.device == "cuda" and alone and torch.cuda.device_count() < wanted:
         raise SettingError(
             f"trainer.n_gpus_per_node={wanted}, and this machine has {torch.cuda.device_count()}",
