@@ -57,7 +57,6 @@ class BuPOTrainer(PPOTrainerSync):
         self.phase = Phase(self.settings, self.directory / "phase.json")
         self._fetched: dict[str, int] = {}
         self._metrics_file: MetricsFile | None = None
-        self._kl: float | None = None
         self._rewards: list[float] = []
 
     def _init_resource_pool_mgr(self) -> None:

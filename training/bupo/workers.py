@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from verl.single_controller.base.decorator import Dispatch, register
-from verl.utils.device import get_device_id, get_device_name
+from verl.utils.device import get_device_id, get_device_name, get_torch_device
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from bupo import engine  # with the workers, the engine that they ask for
@@ -65,6 +65,8 @@ class BuPOWorker(ActorRolloutRefWorker):
             return _look(engine.model_config, weights, Path(directory), step, layer)
         except EntropyLensError as error:
             return {"error": error.line}
+        finally:
+            get_torch_device().empty_cache()  # the rollout engine wants the memory
 
 
 def _look(
