@@ -5,7 +5,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-train train-demo clean
+.PHONY: help demo test coverage test-train train-demo clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -17,7 +17,10 @@ test: $(VENV)/.dev ## all checks: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest
+
+coverage: $(VENV)/.dev ## the tests again, and the lines that none of them runs
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
 test-train: $(VENV)/.dev ## every combination of training through Ray, an hour; `make test` has a few
 	$(BIN)/python -m pytest -m train tests/bupo
