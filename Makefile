@@ -17,7 +17,11 @@ test: $(VENV)/.dev ## all checks: format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	@# Training's tests wait for Ray much of the time: they run beside the others.
+	@$(BIN)/python -m pytest tests/bupo >$(VENV)/training-tests.log 2>&1 & training=$$!; \
+	$(BIN)/python -m pytest --ignore tests/bupo; others=$$?; \
+	wait $$training; status=$$?; cat $(VENV)/training-tests.log; \
+	test $$others -eq 0 && test $$status -eq 0
 
 coverage: $(VENV)/.dev ## the tests again, and the lines that none of them runs
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
