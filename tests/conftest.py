@@ -25,7 +25,6 @@ install_import_hook(
         "bupo.alignment",
         "bupo.drift",
         "bupo.layer_probe",
-        "bupo.policy_gradients",
     ],
     "beartype.beartype",
 )

@@ -118,6 +118,7 @@ class RemoteReader:
         inner = _hugging_face(model)
         with _readable(inner):
             self.anatomy: Anatomy = anatomy_of(inner)
+            self.anatomy.unembedding  # noqa: B018  (kept from now on, when it can be read)
         self._sites = _sites(model, inner, self.anatomy)
         self._controls: dict[int, NormControl] = {}
         takes = inspect.signature(type(inner).forward).parameters
