@@ -68,9 +68,10 @@ def train(
 
             settings = launch.with_model(config, given)
             if probe_layers:
-                found = preflight.measure_layers(settings, directory)
+                place = directory / "layer_probe"
+                found = preflight.measure_layers(settings, place, force=force)
                 typer.echo(found.to_frame().round(4).to_string(index=False))
-                typer.echo(f"\nWritten to {directory / 'layer_probe.csv'}; nothing was trained")
+                typer.echo(f"\nWritten to {place / 'layer_probe.csv'}; nothing was trained")
                 return
             chosen, warnings = preflight.recommended_layer(settings, directory, analysis)
             typer.echo(f"layer {chosen}: see {directory / 'recommendation.json'}")

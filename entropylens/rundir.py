@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,20 @@ def _tokens_of(part: Path) -> Path:
     return part.with_name(f"tokens-{part.name}")
 
 
-def open_run(path: Path, settings: Mapping[str, Any], *, force: bool = False) -> RunDirectory:
+def open_run(
+    path: Path,
+    settings: Mapping[str, Any],
+    *,
+    force: bool = False,
+    beside: Collection[str] = (),
+) -> RunDirectory:
     """Open a directory for a run: a new one, or one of the same settings, which is resumed.
 
     Args:
         path: made if it does not exist.
         settings: everything that the run's results depend on.
         force: start anew: remove a run's files first, but none that no run writes.
+        beside: names that may stand there before the run.
 
     Raises:
         OutputDirectoryError: it holds something else, or cannot be written.
@@ -123,7 +130,9 @@ def open_run(path: Path, settings: Mapping[str, Any], *, force: bool = False) ->
                 f"{str(path)!r} is a file", "choose a directory for the run with -o"
             )
         # What a killed write left aside begins with a dot and counts for nothing.
-        occupied = occupied and any(not one.name.startswith(".") for one in path.iterdir())
+        occupied = occupied and any(
+            not one.name.startswith(".") and one.name not in beside for one in path.iterdir()
+        )
     except OSError as error:
         raise unwritable(path, error) from error
     if occupied:

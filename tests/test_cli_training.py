@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from runs import save_toy
+from trained import save_toy
 
 from entropylens.export import export
 
@@ -69,7 +69,7 @@ def test_probe_layers_compares_gradients_and_trains_nothing(entropylens, toy, tm
         *("train", "--config", "tiny-cpu", "--probe-layers", "-o", str(run)), *settings(toy)
     )
     assert done.returncode == 0, done.stderr
-    frame = pd.read_csv(run / "layer_probe.csv")
+    frame = pd.read_csv(run / "layer_probe" / "layer_probe.csv")
     assert frame["layer"].tolist() == [1, 2, 3]
     assert frame["cosine"].between(-1, 1).all()
     assert not (run / "checkpoints").exists()

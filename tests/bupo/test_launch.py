@@ -1,17 +1,25 @@
 """What a run is refused for before Ray starts, and what a plan says."""
 
+import json
+import math
 import os
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
-from bupo import launch
-from runs import save_toy
+from bupo import launch, preflight
+from bupo.settings import Settings
+from profiles import three_stages
 from tiny import tiny_model, tiny_tokenizer
+from trained import save_toy
 
 from entropylens.errors import EntropyLensError, OutputDirectoryError, SettingError
+from entropylens.profile import Profile
+from entropylens.recommend import recommend
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +58,8 @@ REFUSED = [
     (["actor_rollout_ref.actor.strategy=fsdp"], "strategy=fsdp wants GPUs.*fsdp2"),
     (["actor_rollout_ref.actor.strategy=megatron"], "megatron is a backend"),
     (["trainer.v1.trainer_mode=separate_async"], "separate_async .*set it to bupo"),
+    (["trainer.v1.trainer_mode=cpu"], "knows no bupo settings"),
+    ([FUSED, "bupo.internal_steps=0"], "log_both_policies=False"),
     (["trainer.use_v1=False"], "use_v1=False"),
     (
         ["actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"],
@@ -178,6 +188,27 @@ def test_another_run_is_not_overwritten(toy, tmp_path, monkeypatch):
     assert len(started) == 4
 
 
+@pytest.mark.parametrize("nll", [2.0, 80.0])
+def test_a_recommended_layer_is_written_down_and_starts(toy, tmp_path, nll, monkeypatch):
+    profile = Profile(means=three_stages(np.random.default_rng(0)))
+    analysis = SimpleNamespace(
+        recommendation=recommend(profile),
+        layers=pd.DataFrame({"layer": range(1, 37), "nll_layer": nll}),
+        vocab_size=97,
+    )
+    monkeypatch.setattr(preflight.Analysis, "load", lambda _path: analysis)
+    made = plan(toy, directory=tmp_path / "run")
+    layer, warnings = preflight.recommended_layer(made.config, made.directory, tmp_path)
+    assert layer == 6
+    assert len(warnings) == (nll > math.log(97))
+    assert all(f"{nll:.1f} nats of surprise" in it for it in warnings)
+    told = json.loads((tmp_path / "run" / "recommendation.json").read_text())
+    assert (told["layer"], told["applies"]) == (6, "yes")
+    ended = SimpleNamespace(wait=lambda: 0)
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda *_, **__: ended)
+    assert launch.start(made) == 0
+
+
 def test_auto_internal_steps_take_the_presets_number_as_their_maximum():
     config, _ = launch.compose("qwen3-4b-paper", [])
     assert launch.internal_steps_overrides(config, None) == []
@@ -187,3 +218,8 @@ def test_auto_internal_steps_take_the_presets_number_as_their_maximum():
         "bupo.max_internal_steps=30",
         "bupo.analyze_every=1",
     ]
+
+
+def test_presets_start_from_the_defaults_of_the_settings():
+    config, _ = launch.compose("tiny-cpu", [])
+    assert Settings.of(config) == Settings()

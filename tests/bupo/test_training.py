@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from bupo.fixed_set import trajectory
-from runs import exported, interrupt_after, metrics, save_toy, start, steps_of, train
 from safetensors.torch import load_file
+from trained import exported, interrupt_after, metrics, save_toy, start, steps_of, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropylens import Analysis
@@ -55,8 +55,10 @@ def test_internal_steps_change_embeddings_lm_head_and_layers_up_to_l(weights):
 
 
 def test_metrics_tell_phase_policies_and_time(run):
-    found = metrics(run)
+    first, *found = metrics(run)
+    assert (first["step"], first["fixed_set/kl"]) == (0, 0)
     assert [it["step"] for it in found] == [1, 2, 3, 4]
+    assert ["fixed_set/kl" in it for it in found] == [False, True, False, True]
     assert [it["bupo/internal_phase"] for it in found] == [1, 1, 0, 0]
     assert [it["bupo/layer"] for it in found] == [LAYER, LAYER, 0, 0]
     for step in found:
@@ -126,9 +128,10 @@ def test_ctrl_c_saves_and_a_new_start_goes_on_to_the_same_weights(run, toy, weig
     assert len(stopped) == 1
     assert stopped[0] < 4
     train(toy, directory, *settings, "trainer.save_freq=10")
-    assert [it["step"] for it in metrics(directory)] == [1, 2, 3, 4]
-    assert [it["bupo/internal_phase"] for it in metrics(directory)] == [1, 1, 0, 0]
-    found = exported(directory, 4, tmp_path)
+    first, *found = metrics(directory)
+    assert [first["step"], *(it["step"] for it in found)] == [0, 1, 2, 3, 4]
+    assert [it["bupo/internal_phase"] for it in found] == [1, 1, 0, 0]
+    resumed = exported(directory, 4, tmp_path)
     for name, value in weights[4].items():
-        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+        torch.testing.assert_close(resumed[name], value, atol=1e-6, rtol=0)
     assert (trajectory(directory / "fixed_set")["step"] == [0, 2, 4]).all()

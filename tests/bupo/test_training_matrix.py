@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from runs import exported, metrics, save_toy, train
 from safetensors.torch import load_file
+from trained import exported, metrics, save_toy, train
 
 pytestmark = pytest.mark.train
 
@@ -89,7 +89,7 @@ def test_auto_ends_the_internal_phase(toy, tmp_path):
         *("bupo.analyze_every=1", "bupo.analyze_responses=8", "trainer.total_training_steps=7"),
         "trainer.save_freq=-1",
     )
-    found = metrics(train(toy, tmp_path / "run", *settings))
+    found = metrics(train(toy, tmp_path / "run", *settings))[1:]
     assert [it["bupo/internal_phase"] for it in found] == [1, 1, 1, 1, 1, 0, 0]
     assert found[4]["bupo/internal_phase_ends"] == 1
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from bupo.names import ROLLOUT
 from bupo.settings import Settings
 from entropylens.errors import DatasetError, SettingError
 
-__all__ = ["check_config", "check_files"]
+__all__ = ["check_config", "check_files", "reward_function"]
 
 _BACKENDS = ("fsdp", "fsdp2")
 _COLUMNS = ("prompt", "data_source", "reward_model")
@@ -48,6 +50,11 @@ def _check_backend(config: DictConfig, settings: Settings) -> None:
     if not config.trainer.use_v1:
         raise SettingError("trainer.use_v1=False asks for veRL's old trainer", "leave it at True")
     mode = config.trainer.v1.trainer_mode
+    if mode in ("sync", "cpu") and (settings.trains_inner or settings.analyze_every):
+        raise SettingError(
+            f"trainer.v1.trainer_mode={mode} is veRL's own trainer, which knows no bupo settings",
+            "set it to bupo, or bupo.internal_steps=0 and bupo.analyze_every=0",
+        )
     if mode not in ("bupo", "sync", "cpu"):
         raise SettingError(
             f"trainer.v1.trainer_mode={mode} is not BuPO's: asynchronous training has no place "
@@ -80,6 +87,12 @@ def _check_backend(config: DictConfig, settings: Settings) -> None:
 
 
 def _check_objective(config: DictConfig, settings: Settings) -> None:
+    watching = settings.layer is not None and settings.log_both_policies
+    if config.actor_rollout_ref.model.use_fused_kernels and watching:
+        raise SettingError(
+            "bupo.log_both_policies reads logits, which fused kernels never show",
+            "set bupo.log_both_policies=False or actor_rollout_ref.model.use_fused_kernels=False",
+        )
     correction = config.algorithm.get("rollout_correction") or {}
     if not settings.trains_inner:
         return
@@ -106,11 +119,6 @@ def _check_objective(config: DictConfig, settings: Settings) -> None:
                 "phase",
                 "set it to False, or ask for it with bupo.kl_in_internal_phase=True",
             )
-    if config.actor_rollout_ref.model.use_fused_kernels and settings.log_both_policies:
-        raise SettingError(
-            "bupo.log_both_policies reads logits, which fused kernels never show",
-            "set bupo.log_both_policies=False or actor_rollout_ref.model.use_fused_kernels=False",
-        )
 
 
 def _check_batches(config: DictConfig) -> None:
@@ -167,8 +175,6 @@ def _must_divide(part: int, whole: int, part_name: str, whole_name: str) -> None
 
 
 def _check_cpu(config: DictConfig) -> None:
-    from bupo.names import ROLLOUT
-
     roles = ["actor_rollout_ref.actor", "actor_rollout_ref.ref"]
     if config.algorithm.adv_estimator == "gae":
         roles.append("critic")
@@ -210,13 +216,7 @@ def check_files(config: DictConfig) -> None:
     for key in ("train_files", "val_files"):
         for file in _listed(config.data[key]):
             _check_dataset(file, f"data.{key}")
-    function = config.reward.custom_reward_function
-    if function.path is None:
-        raise SettingError(
-            "no reward function is given, and veRL's own knows few datasets",
-            "set reward.custom_reward_function.path (a file, or pkg://bupo.reward) and .name",
-        )
-    _check_reward(function.path, function.name)
+    reward_function(config)
 
 
 def _listed(files: Any) -> Iterator[str]:
@@ -244,24 +244,36 @@ def _check_dataset(file: str, key: str) -> None:
         )
 
 
-def _check_reward(path: str, name: str) -> None:
+def reward_function(config: DictConfig) -> Callable[..., Any]:
+    """The reward function of a run with its settings, found as veRL finds it.
+
+    Raises:
+        SettingError: there is none.
+    """
+    function = config.reward.custom_reward_function
+    path, name = function.path, function.name
+    if path is None:
+        raise SettingError(
+            "no reward function is given, and veRL's own knows few datasets",
+            "set reward.custom_reward_function.path (a file, or pkg://bupo.reward) and .name",
+        )
     try:
-        module = _module(path)
+        found = getattr(_module(path), name, None)
     except Exception as error:  # whatever a user's file raises
         line = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingError(
             f"reward.custom_reward_function.path={path} cannot be loaded ({line})",
             "name a Python file, or pkg://module",
         ) from error
-    if not callable(getattr(module, name, None)):
+    if not callable(found):
         raise SettingError(
             f"reward.custom_reward_function.path={path} has no function {name!r}",
             "give its name as reward.custom_reward_function.name",
         )
+    return partial(found, **(function.get("reward_kwargs") or {}))
 
 
 def _module(path: str) -> ModuleType:
-    """As veRL finds it, without importing veRL."""
     if path.startswith("pkg://"):
         return importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
     file = Path(path.removeprefix("file://")).expanduser()

@@ -25,7 +25,7 @@ from bupo.checks import check_config, check_files
 from bupo.estimate import Estimate, estimate, free_disk
 from bupo.model import check_model, model_config
 from bupo.names import STOP_FILE
-from bupo.settings import AUTO, Settings
+from bupo.settings import AUTO
 from entropylens.demo import demo_model
 from entropylens.errors import OutputDirectoryError, SettingError
 from entropylens.files import make_directory, unwritable, write_text
@@ -48,8 +48,10 @@ logger = logging.getLogger(__name__)
 #: As a model's path: the bundled SmolLM2.
 BUNDLED = "bundled"
 #: What a run writes, and so what --force may remove.
-OWN_FILES = ("config.yaml", "metrics.jsonl", "phase.json", STOP_FILE, "recommendation.json")
+OWN_FILES = ("config.yaml", "metrics.jsonl", "phase.json", STOP_FILE)
 OWN_DIRECTORIES = ("checkpoints", "rollouts", "tensorboard", "fixed_set", "hydra")
+#: What `--layer auto` and `--probe-layers` leave there before a run.
+PREFLIGHT = ("analysis", "recommendation.json", "layer_probe")
 
 
 def presets() -> dict[str, Path]:
@@ -174,9 +176,6 @@ def plan(
     if composed.actor_rollout_ref.model.path == BUNDLED:
         all_overrides.append(f"actor_rollout_ref.model.path={demo_model()}")
         composed, options = compose(config, all_overrides)
-    if not Settings.of(composed).keep_rollouts:
-        all_overrides.append("trainer.rollout_data_dir=null")
-        composed, options = compose(config, all_overrides)
     check_config(composed)
     check_files(composed)
     hf_config = model_config(composed)
@@ -255,7 +254,7 @@ def start(planned: Plan, *, force: bool = False) -> int:
     settings["trainer"].pop("total_training_steps")  # a finished run may be prolonged
     if force:
         _clear(directory)
-    open_run(directory, {"train": settings}, force=force)
+    open_run(directory, {"train": settings}, force=force, beside=PREFLIGHT)
     make_directory(directory)
     write_text(directory / "config.yaml", OmegaConf.to_yaml(planned.config))
     (directory / STOP_FILE).unlink(missing_ok=True)

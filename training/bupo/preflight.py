@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from bupo.checks import reward_function
 from bupo.layer_probe import Graded, LayerProbe, probe_layers
 from entropylens.analysis import analyze
 from entropylens.errors import SettingError
@@ -21,6 +23,7 @@ from entropylens.files import make_directory, write_text
 from entropylens.generation import Sampling, generate
 from entropylens.prompts import load_prompts
 from entropylens.results import Analysis
+from entropylens.rundir import open_run
 from entropylens.sources import hf, load_named
 
 if TYPE_CHECKING:
@@ -93,8 +96,13 @@ def _warnings(analysis: Analysis, layer: int) -> list[str]:
     ]
 
 
-def measure_layers(config: DictConfig, directory: Path) -> LayerProbe:
+def measure_layers(config: DictConfig, directory: Path, *, force: bool = False) -> LayerProbe:
     """Compare the InterGRPO and GRPO gradients layer by layer; saved as layer_probe.csv.
+
+    Args:
+        config: of the run.
+        directory: of the probe alone; the same call goes on with the answers that are there.
+        force: replace a probe of other settings.
 
     Raises:
         EntropyLensError: as `probe_layers`, `load_prompts` and the reward function.
@@ -117,17 +125,20 @@ def measure_layers(config: DictConfig, directory: Path) -> LayerProbe:
         temperature=rollout.temperature,
         seed=rollout.seed,
     )
-    make_directory(directory)
-    journal = directory / "layer_probe_completions.jsonl"
-    answers = generate(subject, prompts, sampling, journal)
-    score = _reward(config)
+    settings = {
+        "model": subject.fingerprint,
+        "sampling": asdict(sampling),
+        "prompts": [prompt.key for prompt in prompts],
+    }
+    run = open_run(directory, settings, force=force)
+    answers = generate(subject, prompts, sampling, run.completions)
+    score = reward_function(config)
     graded = []
     for number, answer in enumerate(answers):
         row = rows[number // rollout.n]
-        text = subject.tokenizer.decode(answer.response_ids, skip_special_tokens=True)  # type: ignore[union-attr]
         told = score(
             data_source=row["data_source"],
-            solution_str=text,
+            solution_str=tokenizer.decode(answer.response_ids, skip_special_tokens=True),
             ground_truth=row["reward_model"]["ground_truth"],
             extra_info=row.get("extra_info") or {},
         )
@@ -137,12 +148,6 @@ def measure_layers(config: DictConfig, directory: Path) -> LayerProbe:
     probe = probe_layers(model, graded, temperature=rollout.temperature, seed=rollout.seed)
     probe.save(directory)
     return probe
-
-
-def _reward(config: DictConfig) -> Any:
-    from verl.trainer.ppo.reward import get_custom_reward_fn
-
-    return get_custom_reward_fn(config)
 
 
 def _train_files(config: DictConfig) -> list[str]:

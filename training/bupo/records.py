@@ -18,7 +18,8 @@ class MetricsFile:
     """One JSON object a step, in the manner of veRL's loggers.
 
     Args:
-        path: written at once and continued by a resumed run; later steps in it are dropped.
+        path: continued by a resumed run; what it will write anew is dropped: later steps, and
+            everything where it starts from the beginning.
         step: updates made so far.
     """
 
@@ -27,7 +28,7 @@ class MetricsFile:
         make_directory(path.parent)
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
+            kept = [line for line in lines if step and _step_of(line) <= step]
             write_text(path, "".join(line + "\n" for line in kept))
 
     def log(self, data: Mapping[str, Any], step: int) -> None:

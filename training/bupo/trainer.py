@@ -52,6 +52,8 @@ class BuPOTrainer(PPOTrainerSync):
         self.settings = Settings.of(config)
         check_config(config)
         config.trainer.v1.trainer_mode = "sync"  # veRL compares with it in places
+        if not self.settings.keep_rollouts:
+            config.trainer.rollout_data_dir = None
         super().__init__(config)
         self.directory = self.settings.directory(config)
         self.phase = Phase(self.settings, self.directory / "phase.json")
@@ -72,6 +74,7 @@ class BuPOTrainer(PPOTrainerSync):
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
+        self._resumed = self.global_steps
         self.phase.resume(self.global_steps)
         for look in self._fixed_set.glob("step_*"):  # of steps that are made anew
             if int(look.name.removeprefix("step_")) > self.global_steps:
@@ -111,7 +114,7 @@ class BuPOTrainer(PPOTrainerSync):
         metrics |= self._policies(batch, internal, bool(order.stride))
         if self.settings.analyze_every and self.global_steps == 1:
             with marked_timer("fixed_set", self.timing_raw):
-                metrics |= self._start_fixed_set(batch)
+                self.logger.log(data=self._start_fixed_set(batch), step=0)
         return batch
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
@@ -208,8 +211,7 @@ class BuPOTrainer(PPOTrainerSync):
 
     def _open_metrics(self) -> None:
         if self._metrics_file is None:
-            done = self.global_steps - 1 if self.global_steps else 0
-            self._metrics_file = MetricsFile(self.directory / "metrics.jsonl", done)
+            self._metrics_file = MetricsFile(self.directory / "metrics.jsonl", self._resumed)
             self.logger.logger["metrics.jsonl"] = self._metrics_file
 
     def on_step_end(self) -> None:
