@@ -16,7 +16,7 @@ from tiny import tiny_tokenizer
 
 from entropylens.specimens import tiny_config
 
-__all__ = ["REWARD", "exported", "metrics", "save_toy", "start", "steps_of", "train"]
+__all__ = ["REWARD", "exported", "interrupt", "metrics", "save_toy", "start", "steps_of", "train"]
 
 #: Dense enough for a random model: the share of digits among the characters.
 REWARD = """
@@ -90,10 +90,10 @@ def train(toy, directory, *overrides, **environment):
     return directory
 
 
-def interrupt_after(process, directory, step):
-    """Ctrl-C once the metrics of a step are written."""
+def interrupt(process, directory):
+    """Ctrl-C once veRL has opened its loggers, before the first step."""
     while process.poll() is None:
-        if any(it["step"] >= step for it in metrics(directory)):
+        if any((directory / "tensorboard").glob("*")):
             os.kill(process.pid, signal.SIGINT)
             break
         time.sleep(0.2)

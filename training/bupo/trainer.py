@@ -204,10 +204,9 @@ class BuPOTrainer(PPOTrainerSync):
         self._open_metrics()
 
     def on_train_begin(self) -> None:
-        """The run's own metrics file joins veRL's loggers; an old wish to stop is void."""
+        """The run's own metrics file joins veRL's loggers."""
         super().on_train_begin()
         self._open_metrics()
-        (self.directory / STOP_FILE).unlink(missing_ok=True)
 
     def _open_metrics(self) -> None:
         if self._metrics_file is None:
@@ -227,6 +226,7 @@ class BuPOTrainer(PPOTrainerSync):
                 with marked_timer("save_checkpoint", self.timing_raw):
                     self._save_checkpoint()
             self.total_training_steps = step
+            (self.directory / STOP_FILE).unlink()
         super().on_step_end()
 
     def _compute_metrics(
