@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["last_boxed", "normalized", "strict_match"]
+__all__ = ["last_boxed", "normalized", "reads_as", "strict_match"]
 
 _PIECES = re.compile(
     r"\\boxed(?![A-Za-z])\s*(?:(?P<box>\{)|(?P<number>-?[0-9][0-9.,/]*))?"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self, get_args
 
-from entropylens.answers import last_boxed, reads_as, strict_match
+from entropylens.answers import last_boxed, reads_as
 from entropylens.errors import SettingError
 from entropylens.grading_process import Worker
 
-__all__ = ["Grade", "Grader", "Mode", "Verdict", "last_boxed", "strict_match", "task_gold"]
+__all__ = ["Grade", "Grader", "Mode", "Verdict", "task_gold"]
 
 Mode = Literal["math", "strict", "reasoning_gym"]
 Verdict = Literal["correct", "wrong", "no answer", "timeout", "crashed"]
@@ -27,14 +27,17 @@ class Grade:
     """What became of one answer.
 
     Args:
-        correct: whether it is right.
         answer: what was taken for the answer, or None.
         verdict: why: "timeout" and "crashed" are the judge's ends, and count as wrong.
     """
 
-    correct: bool
     answer: str | None
     verdict: Verdict
+
+    @property
+    def correct(self) -> bool:
+        """Whether it is right."""
+        return self.verdict == "correct"
 
 
 class Grader:
@@ -85,13 +88,12 @@ class Grader:
         if self.mode == "reasoning_gym":
             answer = answer or _last_line(response)
         if not answer:
-            return Grade(False, None, "no answer")
+            return Grade(None, "no answer")
         if self.mode != "reasoning_gym" and reads_as(answer, gold):
-            return Grade(True, answer, "correct")
+            return Grade(answer, "correct")
         if self.mode == "strict":
-            return Grade(False, answer, "wrong")
-        verdict = self._ask(answer, gold)
-        return Grade(verdict == "correct", answer, verdict)
+            return Grade(answer, "wrong")
+        return Grade(answer, self._ask(answer, gold))
 
     def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list[Grade]:
         """Judge (response, gold) pairs by all workers at once; grades come in their order.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 import subprocess
 import sys
@@ -47,8 +48,11 @@ class Worker:
                 if self._process is None or self._process.poll() is not None:
                     self._end()
                     self._start()
-                task = json.dumps({"answer": answer, "gold": gold})
+                mark = secrets.token_hex(16)  # an answer that is code may write replies of its own
+                task = json.dumps({"answer": answer, "gold": gold, "mark": mark})
                 reply = self._exchange(task.encode() + b"\n", self._time_limit)
+                if reply.get("mark") != mark:
+                    raise EOFError("no reply to this task")
             except BaseException:  # an interrupt too: a late reply must not meet the next task
                 self._end()
                 raise
@@ -118,7 +122,10 @@ class Worker:
             if not part:
                 raise EOFError
             line += part
-        return json.loads(line)
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise EOFError("no reply") from error
 
     def _end(self) -> None:
         process, self._process = self._process, None

@@ -3,6 +3,8 @@
 It is started as a script, so that it imports no more than its judge and runs wherever the
 parent's interpreter does. What it judges was written by a model, may hang the judge, and some of
 reasoning-gym's scorers evaluate it: so it limits itself in time, memory and what it may touch.
+Such an answer still shares this process's memory: one written against this very judge could fool
+it, which no model does by chance.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 
 
 def main(mode: str, time_limit: float) -> None:
-    """Say {} once ready, then answer each {"answer", "gold"} by {"correct"} or {"error"}.
+    """Say {} once ready, then answer each {"answer", "gold", "mark"} by its mark and
+    {"correct"} or {"error"}.
 
     Args:
         mode: a key of JUDGES.
@@ -99,7 +102,7 @@ def main(mode: str, time_limit: float) -> None:
         except UnusableGold as error:
             answer = {"error": str(error)}
         signal.setitimer(signal.ITIMER_REAL, 0)
-        reply(answer)
+        reply(answer | {"mark": task["mark"]})
 
 
 def _confine() -> None:

@@ -103,7 +103,7 @@ def test_verdicts(grader: Grader, response: str, gold: str, verdict: str) -> Non
 
 def test_what_reads_like_the_gold_asks_no_worker(started: list[subprocess.Popen[bytes]]) -> None:
     with Grader() as grader:
-        assert grader.grade(r"\boxed{\dfrac12}", "1/2") == Grade(True, r"\dfrac12", "correct")
+        assert grader.grade(r"\boxed{\dfrac12}", "1/2") == Grade(r"\dfrac12", "correct")
     assert started == []
 
 
@@ -122,7 +122,7 @@ def test_a_hang_is_ended_and_the_next_answer_judged(
     with Grader(time_limit=4.0) as grader:
         assert grader.grade(EQUAL, "0.5").correct
         begun = time.monotonic()
-        assert grader.grade(box(answer), "5") == Grade(False, answer, "timeout")
+        assert grader.grade(box(answer), "5") == Grade(answer, "timeout")
         assert 4.0 <= time.monotonic() - begun < 15.0
         assert gone(started[0].pid, 0.1)
         assert grader.grade(EQUAL, "0.5").correct
@@ -143,7 +143,7 @@ def test_a_killed_worker_counts_as_crashed(started: list[subprocess.Popen[bytes]
         grade = threads.submit(grader.grade, box(TOWER), "5")
         wait_until_busy(started[0])
         os.kill(started[0].pid, signal.SIGKILL)
-        assert grade.result(30) == Grade(False, TOWER, "crashed")
+        assert grade.result(30) == Grade(TOWER, "crashed")
         assert grader.grade(EQUAL, "0.5").correct
         started[1].kill()  # an idle one is replaced without a loss
         assert gone(started[1].pid)
@@ -222,7 +222,7 @@ class Recorded(subprocess.Popen):
         started.append(self)
 grading_process.subprocess.Popen = Recorded
 grader = Grader(time_limit=1.0)
-grader.grade({EQUAL!r}, "0.5")
+assert grader.grade({EQUAL!r}, "0.5").correct
 threading.Thread(target=grader.grade, args=(r"\\boxed{{{answer}}}", "7"), daemon=True).start()
 time.sleep(0.5)
 print(started[0].pid, flush=True)
@@ -281,7 +281,6 @@ COUNTDOWN = task_gold(
 
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[Grader]:
-    pytest.importorskip("reasoning_gym")
     with Grader("reasoning_gym", time_limit=60.0) as grader:
         yield grader
 
@@ -301,7 +300,7 @@ def scorer() -> Iterator[Grader]:
 def test_a_task_is_scored_by_reasoning_gym(
     scorer: Grader, response: str, answer: str | None, verdict: str
 ) -> None:
-    assert scorer.grade(response, COUNTDOWN) == Grade(verdict == "correct", answer, verdict)
+    assert scorer.grade(response, COUNTDOWN) == Grade(answer, verdict)
 
 
 def test_partial_credit_is_wrong(scorer: Grader) -> None:
@@ -342,6 +341,15 @@ def test_an_answer_that_is_code_touches_nothing(
 
 
 def test_a_scorer_that_hangs_is_ended() -> None:
-    pytest.importorskip("reasoning_gym")
     with Grader("reasoning_gym", time_limit=1.0) as grader:
         assert grader.grade("9**9**9**9", COUNTDOWN).verdict == "timeout"
+
+
+@pytest.mark.parametrize("rest", ["", " + __import__('time').sleep(1)"])
+def test_an_answer_cannot_reply_for_its_judge(rest: str) -> None:
+    forged = """__import__('os').write(3, b'{"correct": true}\\n')""" + rest
+    with Grader("reasoning_gym") as grader:
+        assert grader.grade(forged, COUNTDOWN).verdict == "crashed"
+        # Nor for those that come after it.
+        assert grader.grade("94*4 - 61 - 6", COUNTDOWN).correct
+        assert not grader.grade("94*4 - 61 - 7", COUNTDOWN).correct
