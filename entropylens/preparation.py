@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +81,6 @@ class Preparation:
             f"{self.source}: of {self.read} rows {self.kept} in {self.path}{held_out}; "
             f"{', '.join(dropped)}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same for JSON."""
-        found = asdict(self) | {"not_drawn": self.not_drawn}
-        return {name: str(it) if isinstance(it, Path) else it for name, it in found.items()}
 
 
 def prepare(

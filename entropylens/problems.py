@@ -16,9 +16,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from entropylens.answers import last_boxed
 from entropylens.errors import DatasetError, SettingError
-from entropylens.prompts import BUNDLED, INSTRUCTION, PROBLEM_COLUMNS, read_table, task_names
+from entropylens.prompts import (
+    ANSWER_COLUMNS,
+    BUNDLED,
+    INSTRUCTION,
+    PROBLEM_COLUMNS,
+    columns_of,
+    gold_of,
+    read_table,
+    task_names,
+)
 
 __all__ = ["GENERATED", "HUB_NAMES", "Messages", "Problem", "Problems", "load_problems"]
 
@@ -29,7 +37,6 @@ HUB_NAMES: Mapping[str, str] = {"deepmath": "zwhe99/DeepMath-103K", "gsm8k": "op
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
-_ANSWER_COLUMNS = ("answer", "final_answer", "solution", "reward_model")
 
 Messages = list[dict[str, str]]
 
@@ -120,26 +127,19 @@ def load_problems(
 
 
 def _problems(frame: pd.DataFrame, source: str) -> tuple[Problem, ...]:
-    columns = list(frame.columns)
-    if {"prompt", "reward_model"} <= set(columns):
-        # veRL's format: further columns are the raw material of these two.
-        column, gold = "prompt", "reward_model"
-    else:
-        column, gold = (
-            next((name for name in names if name in columns), "")
-            for names in (PROBLEM_COLUMNS, _ANSWER_COLUMNS)
-        )
-    if not column or not gold or frame.empty:
+    column, answers = columns_of(frame)
+    if not column or not answers or frame.empty:
         raise DatasetError(
             f"dataset {source!r} has no row with a problem ({', '.join(PROBLEM_COLUMNS)}) and an "
-            f"answer ({', '.join(_ANSWER_COLUMNS)}; its columns: {', '.join(map(str, columns))})",
+            f"answer ({', '.join(ANSWER_COLUMNS)}; "
+            f"its columns: {', '.join(map(str, frame.columns))})",
             "rename the columns that hold them",
         )
     items = []
     for index, record in enumerate(frame.to_dict("records")):
         try:
             content = _content(record[column])
-            answer = _answer(record[gold], gold, source)
+            answer = gold_of(record[answers], answers)
         except ValueError as error:
             raise DatasetError(
                 f"dataset {source!r}, row {index + 1}: {error}", "mend the row, or leave it out"
@@ -181,25 +181,6 @@ def _text(value: str) -> str:
     return value
 
 
-def _answer(value: Any, column: str, source: str) -> str | None:
-    if isinstance(value, Mapping):
-        value = value.get("ground_truth")
-    if not pd.api.types.is_scalar(value):
-        raise ValueError(f"the answer is no text or number but {type(value).__name__}")
-    if pd.isna(value):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # a column of integers with a gap comes as floats
-    text = str(value)
-    text.encode()
-    if source == HUB_NAMES["gsm8k"]:
-        text = text.partition("####")[2].replace(",", "")
-    elif column == "solution":
-        box = last_boxed(text)  # of a worked solution
-        text = text if box is None else box
-    return text.strip() or None
-
-
 def _download(hub_id: str, revision: str | None) -> pd.DataFrame:
     """The columns that matter of a Hub dataset's split train."""
     datasets = _library("datasets", "datasets")
@@ -212,7 +193,7 @@ def _download(hub_id: str, revision: str | None) -> pd.DataFrame:
             "check the name and the network, log in (hf auth login) where it is gated, or download "
             "it elsewhere and name the .parquet file",
         ) from error
-    wanted = {*PROBLEM_COLUMNS, *_ANSWER_COLUMNS, "extra_info"}
+    wanted = {*PROBLEM_COLUMNS, *ANSWER_COLUMNS, "extra_info"}
     # DeepMath's other columns are gigabytes of worked solutions.
     known = [name for name in table.column_names if name in wanted]
     frame: pd.DataFrame = table.select_columns(known).to_pandas()

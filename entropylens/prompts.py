@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from entropylens.answers import last_boxed
 from entropylens.errors import DatasetError, SettingError
 from entropylens.responses import Limits, digest, encode_prompt
 
@@ -21,11 +24,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 __all__ = [
+    "ANSWER_COLUMNS",
     "BUNDLED",
     "INSTRUCTION",
     "PROBLEM_COLUMNS",
     "TEMPLATES",
     "Prompt",
+    "columns_of",
+    "gold_of",
     "load_prompts",
     "read_table",
     "task_names",
@@ -59,7 +65,11 @@ TEMPLATES: Mapping[str, str | None] = {
 
 #: What a problem's column may be called.
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
-_ANSWER_COLUMNS = ("answer", "final_answer")
+#: What an answer's column may be called; `reward_model` holds a `ground_truth`.
+ANSWER_COLUMNS = ("answer", "final_answer", "solution", "reward_model")
+
+#: GSM8K's mark: what follows it is the answer, the lines before it are how it was found.
+_MARKED = re.compile(r"^####[ \t]*(.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,8 @@ def load_prompts(
 
     Args:
         name_or_path: `bundled`, or a .parquet, .jsonl, .json or .csv file with a column problem,
-            question or prompt (text, or chat messages that are taken as they are).
+            question or prompt (text, or chat messages that are taken as they are); an answer
+            is read where there is a column of ANSWER_COLUMNS.
         tokenizer: the model's.
         limits: what the model can read.
         task: what to call the dataset; by default its file's name.
@@ -106,7 +117,7 @@ def load_prompts(
         thinking: sets enable_thinking of the chat template.
 
     Raises:
-        DatasetError: no such dataset, or no usable column.
+        DatasetError: no such dataset, no usable column, or a row that cannot be used.
         SettingError: an unknown template, or no tokenizer to encode with.
     """
     if tokenizer is None:
@@ -122,8 +133,8 @@ def load_prompts(
     if num_prompts is not None and num_prompts < 1:
         raise SettingError(f"--num-prompts is {num_prompts}", "give at least 1")
     frame = read_table(name_or_path)
-    column = next((name for name in PROBLEM_COLUMNS if name in frame.columns), None)
-    if column is None or frame.empty:
+    column, answers = columns_of(frame)
+    if not column or frame.empty:
         raise DatasetError(
             f"dataset {name_or_path!r} has no row with a {', '.join(PROBLEM_COLUMNS)} column "
             f"(its columns: {', '.join(map(str, frame.columns))})",
@@ -134,10 +145,11 @@ def load_prompts(
     for number, record in enumerate(frame.head(num_prompts or len(frame)).to_dict("records"), 1):
         try:
             ids = _encode(record[column], tokenizer, template, options)
+            answer = gold_of(record[answers], answers) if answers else None
         except ValueError as error:
             raise DatasetError(
                 f"dataset {name_or_path!r}, row {number}: {error}",
-                "mend the row, or choose another --template",
+                "mend the row, leave it out, or choose another --template",
             ) from error
         if not ids or (limits.context is not None and len(ids) >= limits.context):
             raise DatasetError(
@@ -145,7 +157,7 @@ def load_prompts(
                 f"the model's context has {limits.context}",
                 "leave it out, or use a model with a longer context",
             )
-        prompts.append(Prompt(ids, task or task_names([name_or_path])[0], _answer(record)))
+        prompts.append(Prompt(ids, task or task_names([name_or_path])[0], answer))
     return tuple(prompts)
 
 
@@ -169,8 +181,9 @@ def read_table(name_or_path: str) -> pd.DataFrame:
     readers: dict[str, Any] = {
         ".parquet": pd.read_parquet,
         ".jsonl": _read_jsonl,
-        ".json": pd.read_json,
-        ".csv": pd.read_csv,
+        # As written: guessed types change answers, and make numbers of problems.
+        ".json": partial(pd.read_json, dtype=False, precise_float=True),
+        ".csv": partial(pd.read_csv, dtype=str),
     }
     if not path.is_file() or path.suffix not in readers:
         raise DatasetError(
@@ -185,6 +198,46 @@ def read_table(name_or_path: str) -> pd.DataFrame:
             "check that the file is whole",
         ) from error
     return frame
+
+
+def columns_of(frame: pd.DataFrame) -> tuple[str, str]:
+    """The columns that hold the problems and their answers, "" for none."""
+    columns = set(frame.columns)
+    if {"prompt", "reward_model"} <= columns:
+        # veRL's format: further columns are the raw material of these two.
+        return "prompt", "reward_model"
+    problem, answer = (
+        next((name for name in names if name in columns), "")
+        for names in (PROBLEM_COLUMNS, ANSWER_COLUMNS)
+    )
+    return problem, answer
+
+
+def gold_of(value: Any, column: str) -> str | None:
+    """The gold answer in a value of an answer's column, or None without a usable one.
+
+    Of a column `solution` it is the last box; else what follows the last of GSM8K's marks `####`,
+    without thousands separators; else the whole text.
+
+    Raises:
+        ValueError: the value is no text or number, or text that no file can hold.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("ground_truth")
+    if not pd.api.types.is_scalar(value):
+        raise ValueError(f"the answer is no text or number but {type(value).__name__}")
+    if pd.isna(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a column of integers with a gap comes as floats
+    text = str(value)
+    text.encode()
+    box = last_boxed(text) if column == "solution" else None
+    if box is not None:  # before any mark: headings of a worked solution look the same
+        text = box
+    elif marked := _MARKED.findall(text):
+        text = marked[-1].replace(",", "")
+    return text.strip() or None
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -207,13 +260,3 @@ def _encode(
         {"role": "user", "content": problem},
     ]
     return encode_prompt(messages, tokenizer, **options)
-
-
-def _answer(record: Mapping[Any, Any]) -> str | None:
-    for column in _ANSWER_COLUMNS:
-        if column in record:
-            return str(record[column])
-    reward_model = record.get("reward_model")
-    if isinstance(reward_model, Mapping) and "ground_truth" in reward_model:
-        return str(reward_model["ground_truth"])
-    return None

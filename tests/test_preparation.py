@@ -47,7 +47,6 @@ def test_a_row_is_what_verl_reads(write, tmp_path):
     assert user == {"role": "user", "content": "0+1"}
     assert (done.kept, done.read, done.val_path) == (36, 36, None)
     assert "length not checked" in done.summary
-    assert json.loads(json.dumps(done.to_dict()))["path"] == str(done.path)
 
 
 def test_each_dropped_row_counts_once(write, tmp_path):
@@ -128,7 +127,8 @@ def test_another_seed_draws_other_rows(write, tmp_path):
 
 
 def test_deepmath_is_5000_of_the_usable_rows(monkeypatch, tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     numbers = [0, 0, *range(6000)]
     answers = ["", *map(str, numbers[1:])]
     table = datasets.Dataset.from_dict(
@@ -171,7 +171,6 @@ def test_finished_messages_stay_under_chat_alone(write, tmp_path):
 
 
 def test_a_prepared_file_can_be_prepared_again(tmp_path):
-    pytest.importorskip("reasoning_gym")
     first = prepare("reasoning_gym:chain_sum", tmp_path / "first.parquet", size=5)
     again = prepare(first.path, tmp_path / "again.parquet")
     assert first.path.read_bytes() == again.path.read_bytes()
@@ -180,22 +179,22 @@ def test_a_prepared_file_can_be_prepared_again(tmp_path):
 
 
 def test_generated_rows_score_with_their_own_answers(tmp_path):
-    gym = pytest.importorskip("reasoning_gym")
+    import reasoning_gym
+
     done = prepare("reasoning_gym:gcd", tmp_path / "gcd.parquet", size=20, val_size=5)
     found = rows(done.path) + rows(done.val_path)
     assert done.read == 25
     assert len({row["extra_info"]["index"] for row in found}) == len(found)
     for row in found:
         assert row["data_source"] == "reasoning_gym/gcd"
-        score = gym.get_score_answer_fn(row["extra_info"]["task"])
+        score = reasoning_gym.get_score_answer_fn(row["extra_info"]["task"])
         entry = json.loads(row["extra_info"]["entry"])
         assert score(row["reward_model"]["ground_truth"], entry) == 1.0
         assert row["prompt"][1]["content"] == entry["question"]
 
 
 def test_verl_reads_the_files_and_renders_the_same_prompts(write, tmp_path, monkeypatch):
-    pytest.importorskip("verl")
-    datasets = pytest.importorskip("datasets")
+    import datasets
     from omegaconf import OmegaConf
     from verl.utils.dataset.rl_dataset import RLHFDataset
 

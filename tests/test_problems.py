@@ -1,5 +1,6 @@
 import json
 
+import pandas as pd
 import pytest
 
 from entropylens import problems
@@ -20,7 +21,8 @@ def write(tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     """The Hub, with one dataset of these columns; `asked` is what was asked for."""
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     asked = []
 
     def stock(**columns):
@@ -45,6 +47,8 @@ def hub(monkeypatch):
             "\\frac{3}{2}",
         ),
         ({"problem": "p", "solution": "no box"}, "no box"),
+        ({"problem": "p", "solution": "#### Step 1\nIt is \\boxed{5}."}, "5"),
+        ({"problem": "p", "solution": "1+4\n#### 5"}, "5"),
         ({"problem": "p", "reward_model": {"ground_truth": 4}}, "4"),
         ({"prompt": "p", "answer": "raw", "reward_model": {"ground_truth": "4"}}, "4"),
         ({"problem": "p", "answer": None}, None),
@@ -54,6 +58,34 @@ def hub(monkeypatch):
 def test_columns_of_a_file(write, record, answer):
     (found,) = load_problems(write(record)).items
     assert found == Problem(0, "p", answer)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "json", "csv"])
+def test_a_file_is_read_as_it_was_written(tmp_path, kind):
+    path = tmp_path / f"set.{kind}"
+    answers = ["12345678901234567890123", "007", "27.0", "1e3", "0.30000000000000004"]
+    frame = pd.DataFrame(
+        {"problem": ["123", "007", "1.50", "1e3", "2020-01-01"], "answer": answers}
+    )
+    if kind == "parquet":
+        frame.to_parquet(path)
+    elif kind == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=kind == "jsonl")
+    found = load_problems(str(path)).items
+    assert [one.content for one in found] == frame["problem"].tolist()
+    assert [one.answer for one in found] == answers
+
+
+@pytest.mark.parametrize("name", ["set.json", "set.jsonl"])
+def test_numbers_of_json_keep_their_digits(tmp_path, name):
+    path = tmp_path / name
+    numbers = [0.8414, 0.1 + 0.2, 123456.789]
+    records = [json.dumps({"problem": "p", "answer": number}) for number in numbers]
+    text = "\n".join(records) if name.endswith("l") else f"[{','.join(records)}]"
+    path.write_text(text)
+    assert [one.answer for one in load_problems(str(path)).items] == list(map(str, numbers))
 
 
 def test_the_authors_two_messages_are_text_again_and_others_stay(write):
@@ -79,10 +111,17 @@ def test_the_hub_is_asked_for_names_and_only_needed_columns_are_read(hub):
     assert load_problems("some-one/set.v2").name == "some-one/set.v2"
 
 
-def test_gsm8k(hub):
-    asked = hub(question=["a", "b"], answer=["6*200=1200\n#### 1,200", "no mark"])
-    for name in ("gsm8k", "openai/gsm8k"):
-        assert [one.answer for one in load_problems(name).items] == ["1200", None]
+def test_gsm8k(hub, tmp_path):
+    columns = {
+        "question": ["a", "b", "c"],
+        "answer": ["6*200=1200\n#### 1,200", "no mark", "6*200=1200\n####"],
+    }
+    asked = hub(**columns)
+    downloaded = tmp_path / "train.parquet"
+    pd.DataFrame(columns).to_parquet(downloaded)
+    for name in ("gsm8k", "openai/gsm8k", str(downloaded)):
+        answers = [one.answer for one in load_problems(name).items]
+        assert answers == ["1200", "no mark", None]
     assert {names[:2] for names in asked} == {("openai/gsm8k", "main")}
 
 
@@ -95,7 +134,7 @@ def test_no_network_for_paths(name, hub):
 
 
 def test_an_unreachable_hub_is_named(monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    import datasets
 
     def load_dataset(*_, **__):
         raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub\n(offline)")
@@ -136,18 +175,18 @@ def test_a_file_without_answers_is_refused(write):
 
 
 def test_generated_problems_score_with_their_own_answers():
-    gym = pytest.importorskip("reasoning_gym")
+    import reasoning_gym
+
     options = {"min_digits": 1, "max_digits": 2}
     found = load_problems("reasoning_gym:chain_sum", size=9, seed=4, task_options=options)
-    expected = gym.create_dataset("chain_sum", size=9, seed=4, **options)
+    expected = reasoning_gym.create_dataset("chain_sum", size=9, seed=4, **options)
     assert [one.content for one in found.items] == [it["question"] for it in expected]
-    score = gym.get_score_answer_fn("chain_sum")
+    score = reasoning_gym.get_score_answer_fn("chain_sum")
     assert all(score(one.answer, json.loads(one.entry)) == 1.0 for one in found.items)
     assert [one.index for one in found.items] == list(range(9))
 
 
 def test_answers_that_can_never_score_are_none():
-    pytest.importorskip("reasoning_gym")
     for task in ("rearc", "graph_color"):  # tuples that JSON does not keep; no answer at all
         found = load_problems(f"reasoning_gym:{task}", size=2).items
         assert [one.answer for one in found] == [None, None]
@@ -165,6 +204,5 @@ def test_answers_that_can_never_score_are_none():
     ],
 )
 def test_tasks_and_options_are_checked(name, options, error, says):
-    pytest.importorskip("reasoning_gym")
     with pytest.raises(error, match=says):
         load_problems(name, size=2, task_options=options)

@@ -40,10 +40,34 @@ def test_local_files(tmp_path, kind):
 def test_messages_are_taken_as_they_are(tmp_path):
     path = tmp_path / "set.parquet"
     messages = [{"role": "user", "content": "1+1"}]
-    pd.DataFrame({"prompt": [messages], "reward_model": [{"ground_truth": "2"}]}).to_parquet(path)
+    pd.DataFrame(
+        {
+            "question": ["raw"],
+            "answer": ["1+1\n= 2"],
+            "prompt": [messages],
+            "reward_model": [{"ground_truth": "2"}],
+        }
+    ).to_parquet(path)
     (prompt,) = load_prompts(str(path), tiny_tokenizer(), LIMITS)
     assert tiny_tokenizer().decode(prompt.ids) == "u:1+1\na:"
     assert prompt.answer == "2"
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "answers"),
+    [
+        ("answer", [3.0, None], ["3", None]),
+        ("answer", ["6*200=1200\n#### 1,200", " "], ["1200", None]),
+        ("solution", ["It is \\boxed{\\frac{3}{2}}.", "6"], ["\\frac{3}{2}", "6"]),
+        ("score", [1, 2], [None, None]),
+    ],
+)
+def test_gold_answers(tmp_path, column, values, answers):
+    path = tmp_path / "set.jsonl"
+    lines = [json.dumps({"problem": "1+1", column: value}) for value in values]
+    path.write_text("\n".join(lines))
+    found = load_prompts(str(path), tiny_tokenizer(), LIMITS)
+    assert [prompt.answer for prompt in found] == answers
 
 
 def test_templates_of_the_paper(tmp_path):
@@ -82,12 +106,15 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     torn.write_text('{"problem": "a"}\n{"prob')
     number = tmp_path / "number.jsonl"
     number.write_text('{"problem": 7}')
+    listed = tmp_path / "listed.jsonl"
+    listed.write_text('{"problem": "a", "answer": 1}\n{"problem": "b", "answer": [1, 2]}')
     for name, says in [
         ("nowhere", "is no .parquet"),
         (str(wrong), "text, label"),
         (str(broken), "cannot be read"),
         (str(torn), "cannot be read"),
         (str(number), "row 1: the problem is no text"),
+        (str(listed), "row 2: the answer is no text or number but list"),
     ]:
         with pytest.raises(DatasetError, match=says):
             load_prompts(name, tiny_tokenizer(), LIMITS)
