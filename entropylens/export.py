@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from entropylens.errors import OutputDirectoryError, SettingError
 from entropylens.files import make_directory, unwritable
-from entropylens.sources import load_named, verl
-
-if TYPE_CHECKING:
-    import torch
+from entropylens.sources import hf, load_named, verl
 
 __all__ = ["export"]
 
@@ -31,7 +27,7 @@ def export(
         directory: the new directory, which appears whole.
         dtype: auto (what the model's configuration names), float32, bfloat16 or float16.
         trust_remote_code: let Python code beside the checkpoint run.
-        force: replace an existing directory.
+        force: replace an existing model.
 
     Raises:
         SettingError: it is no checkpoint, or one of a whole run.
@@ -39,19 +35,26 @@ def export(
         OutputDirectoryError: the directory exists, or cannot be written.
     """
     target = Path(directory)
-    if target.exists() and not force:
+    is_model = (target / "config.json").is_file()  # --force replaces a model, nothing else
+    if target.exists() and not (force and is_model):
         raise OutputDirectoryError(
-            f"{str(target)!r} exists already", "choose another directory, or pass --force"
+            f"{str(target)!r} exists already",
+            "choose another directory" + (", or pass --force" if is_model else ""),
         )
-    if not verl.steps(Path(checkpoint)):
+    found = verl.steps(Path(checkpoint))
+    if not found:
         raise SettingError(
             f"{str(checkpoint)!r} holds no veRL checkpoint",
             "name a directory such as checkpoints/global_step_300",
         )
+    if dtype == "auto":
+        options = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        with hf.explained(str(checkpoint)):
+            config = hf.load_config(str(found[0][1] / "huggingface"), options)
+        dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     model, tokenizer = load_named(
-        checkpoint, dtype="float32", device="cpu", trust_remote_code=trust_remote_code
+        checkpoint, dtype=dtype, device="cpu", trust_remote_code=trust_remote_code
     )
-    model = model.to(_dtype(model.config, dtype))
     make_directory(target.parent)
     aside = target.with_name(f".{target.name}.aside")
     shutil.rmtree(aside, ignore_errors=True)
@@ -67,15 +70,3 @@ def export(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return target
-
-
-def _dtype(config: Any, asked: str) -> torch.dtype:
-    import torch
-
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if asked == "auto":
-        found = getattr(config, "dtype", None)
-        return found if isinstance(found, torch.dtype) else known.get(str(found), torch.float32)
-    if asked not in known:
-        raise SettingError(f"no dtype {asked!r}", f"choose auto or one of {', '.join(known)}")
-    return known[asked]

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from trained import save_toy
 
+from entropylens.errors import OutputDirectoryError
 from entropylens.export import export
 
 
@@ -89,8 +90,12 @@ def test_mistakes_are_told_in_one_line(entropylens, arguments, says):
     assert "Traceback" not in done.stderr
 
 
-def test_export_overwrites_nothing(tmp_path):
-    from entropylens.errors import OutputDirectoryError
-
+def test_export_replaces_a_model_with_force_and_nothing_else(toy, tmp_path):
+    kept = tmp_path / "metrics.jsonl"
+    kept.touch()
+    for force in (False, True):
+        with pytest.raises(OutputDirectoryError, match=r"choose another directory$"):
+            export(toy, tmp_path, force=force)
     with pytest.raises(OutputDirectoryError, match="--force"):
-        export(tmp_path, tmp_path)
+        export(toy, toy / "model")
+    assert kept.exists()
