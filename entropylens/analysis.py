@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from entropylens.errors import SettingError
 from entropylens.generation import Sampling, generate
 from entropylens.measure import BATCH_TOKENS, measure
-from entropylens.memory import allocations_explained
+from entropylens.memory import allocations_explained, smaller_batches
 from entropylens.output import write_outputs
 from entropylens.prompts import BUNDLED, Prompt, load_prompts, task_names
 from entropylens.quantities import READINGS
@@ -141,7 +141,7 @@ def analyze(
         return Analysis.load(run.path)
     if prompts:
         journal = None if run is None else run.completions
-        with allocations_explained(batch_tokens):
+        with allocations_explained(*smaller_batches(batch_tokens)):
             given = Responses(generate(subject, prompts, sampling, journal, progress=progress))
     analysis = measure(
         subject, given, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel, seed=seed,

@@ -30,7 +30,16 @@ from entropylens.sources.subject import Subject
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Sampling", "draw_tokens", "end_tokens", "generate", "keyed_draws", "plain_generation"]
+__all__ = [
+    "Sampling",
+    "draw_tokens",
+    "end_tokens",
+    "generate",
+    "keyed_draws",
+    "left_padded",
+    "plain_generation",
+    "until_end",
+]
 
 #: Positions (prompts and answers) in the key-value cache of one batch.
 CACHE_TOKENS = 4096
@@ -143,15 +152,11 @@ def _answer(
     from transformers import LogitsProcessorList
 
     rows = [prompts[prompt].ids for prompt, _ in batch]
-    width = max(map(len, rows))
+    input_ids, mask = left_padded(rows)
+    width = input_ids.shape[1]
     room = sampling.max_new_tokens
     if subject.limits.context is not None:
         room = min(room, subject.limits.context - width)
-    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(rows):
-        input_ids[row, width - len(ids) :] = torch.tensor(ids)
-        mask[row, width - len(ids) :] = 1
     draws = np.stack(
         [keyed_draws((sampling.seed, s), prompts[p].ids, room) for p, s in batch], axis=1
     )
@@ -163,7 +168,7 @@ def _answer(
         max_new_tokens=room,
         logits_processor=LogitsProcessorList([sampler]),
     )
-    return [_until_end(row, ends) for row in output[:, width:].tolist()]
+    return [until_end(row, ends) for row in output[:, width:].tolist()]
 
 
 def keyed_draws(key: Sequence[int], prompt_ids: Sequence[int], count: int) -> np.ndarray[Any, Any]:
@@ -195,7 +200,21 @@ def draw_tokens(
     return drawn[:, 0].clamp_max(logits.shape[-1] - 1)
 
 
-def _until_end(ids: list[int], ends: frozenset[int]) -> tuple[int, ...]:
+def left_padded(
+    rows: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "batch width"], Int[Tensor, "batch width"]]:
+    """Prompts of different lengths as input_ids and attention_mask, all ending together."""
+    width = max(map(len, rows))
+    input_ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(rows):
+        input_ids[row, width - len(ids) :] = torch.tensor(ids)
+        mask[row, width - len(ids) :] = 1
+    return input_ids, mask
+
+
+def until_end(ids: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
+    """An answer up to its end token, which it keeps."""
     for place, token in enumerate(ids):
         if token in ends:
             return tuple(ids[: place + 1])

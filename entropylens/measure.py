@@ -19,7 +19,7 @@ from entropylens.capture import evaluating
 from entropylens.control import NormControl
 from entropylens.errors import NonFiniteStatesError
 from entropylens.kernels.compiled import select_body
-from entropylens.memory import allocations_explained, estimate
+from entropylens.memory import allocations_explained, estimate, smaller_batches
 from entropylens.policy import EAGER, VOCAB_TILE, Body, policy_head
 from entropylens.quantities import quantities_of
 from entropylens.readings import (
@@ -93,7 +93,7 @@ def measure(
         unit="tok",
         disable=not progress,
     )
-    with bar, allocations_explained(batch_tokens), evaluating(subject.model):
+    with bar, allocations_explained(*smaller_batches(batch_tokens)), evaluating(subject.model):
         meter = _Meter(subject, items, reading, body, seed, keeper)
         for whole_group in plan(items, batch_tokens):
             group = [index for index in whole_group if index not in finished]

@@ -12,7 +12,7 @@ from entropylens.batching import FORWARD_FACTOR
 from entropylens.errors import AllocationError
 from entropylens.policy import VOCAB_TILE
 
-__all__ = ["allocations_explained", "estimate", "is_allocation_failure"]
+__all__ = ["allocations_explained", "estimate", "is_allocation_failure", "smaller_batches"]
 
 #: Sites held a layer: attn_in, attn_out, ffn_in, ffn_out, stream_out.
 SITES = 5
@@ -36,8 +36,8 @@ def estimate(anatomy: Anatomy, batch_tokens: int, reading: str) -> int:
 
 
 @contextlib.contextmanager
-def allocations_explained(batch_tokens: int) -> Iterator[None]:
-    """Name the smaller setting to try where an allocation fails.
+def allocations_explained(settings: str, remedy: str) -> Iterator[None]:
+    """Name the settings that were too much where an allocation fails, and what to try.
 
     Raises:
         AllocationError: in place of what torch raises.
@@ -47,10 +47,16 @@ def allocations_explained(batch_tokens: int) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not is_allocation_failure(error):
             raise
-        raise AllocationError(
-            f"not enough memory for --batch-tokens {batch_tokens}",
-            f"try --batch-tokens {max(1, batch_tokens // 4)}; what was finished is kept",
-        ) from error
+        raise AllocationError(f"not enough memory for {settings}", remedy) from error
+
+
+def smaller_batches(batch_tokens: int) -> tuple[str, str]:
+    """What `allocations_explained` says of too large batches."""
+    return (
+        f"{batch_tokens} response positions at a time",
+        f"try --batch-tokens {max(1, batch_tokens // 4)} (a call's batch_tokens); what was "
+        "finished is kept",
+    )
 
 
 def is_allocation_failure(error: BaseException) -> bool:

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import torch
 from bupo.drift import Start, divergence
-from bupo.fixed_set import FixedSet, choose, trajectory
-from bupo.look import Look
+from bupo.fixed_set import FixedSet, choose
+from bupo.look import Look, trajectory
 from tiny import VOCAB, tiny_model
 
 import entropylens
@@ -145,7 +145,6 @@ def test_a_look_equals_the_plain_computation(kind, fixed, responses):
 def test_kl_sees_a_change_of_lm_head_alone(kind, fixed, responses):
     model = tiny_model(kind, torch.float64)
     if kind in ("gemma2", "cohere"):  # tied by default
-        model = tiny_model(kind, torch.float64)
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     fixed.look(model, step=0, layer=LAYER)
     other = perturbed(model, size=0.3, only="lm_head")
@@ -167,7 +166,8 @@ def test_kl_sees_a_change_of_lm_head_alone(kind, fixed, responses):
     ],
 )
 def test_an_adapter_that_has_learnt_is_compared_with_one_that_has_not(settings, fixed, responses):
-    peft = pytest.importorskip("peft")
+    import peft
+
     plain = tiny_model("llama", torch.float64)
     config = peft.LoraConfig(r=2, lora_alpha=8, **settings)
     model = peft.get_peft_model(copy.deepcopy(plain), config).double()

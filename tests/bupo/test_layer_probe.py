@@ -1,7 +1,6 @@
 """The comparison of gradients against a plain float64 computation, and what it leaves behind."""
 
 import dataclasses
-import inspect
 
 import numpy as np
 import pandas as pd
@@ -311,8 +310,3 @@ def test_it_is_saved_and_loaded(tmp_path):
     for place in ("a", "b"):
         with pytest.raises(AnalysisFilesError, match="no readable layer probe"):
             LayerProbe.load(tmp_path / place)
-
-
-def test_every_option_is_told():
-    said = inspect.getdoc(probe_layers)
-    assert all(f"{name}:" in said for name in inspect.signature(probe_layers).parameters)

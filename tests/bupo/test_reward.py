@@ -51,7 +51,6 @@ def test_mathematics(
     ],
 )
 def test_reasoning_gym(response: str, expected: dict[str, float]) -> None:
-    pytest.importorskip("reasoning_gym")
     for info in ({"task": "gcd", "entry": ENTRY}, {"entry": ENTRY}):
         assert compute_score("reasoning_gym/gcd", response, "7", info) == expected
 
@@ -80,7 +79,6 @@ def test_threads_share_one_grader() -> None:
 
 
 def test_verl_finds_and_calls_it() -> None:
-    pytest.importorskip("verl")
     from omegaconf import OmegaConf
     from verl.trainer.ppo.reward import get_custom_reward_fn
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bupo.drift import Drift, Start, measure_drift
-from bupo.look import LOOK_FILE, Look, trajectory
+from bupo.look import LOOK_FILE, Look
 from entropylens.capture import evaluating
 from entropylens.errors import OutputDirectoryError, SettingError
 from entropylens.files import make_directory, write_text
 from entropylens.measure import BATCH_TOKENS, measure
-from entropylens.memory import allocations_explained
+from entropylens.memory import allocations_explained, smaller_batches
 from entropylens.policy import Unembedding
 from entropylens.quantities import READINGS, prefix_of
 from entropylens.resampling import RESAMPLES, prompt_sums
@@ -32,7 +32,7 @@ from entropylens.sources import open_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["FixedSet", "Look", "choose", "trajectory"]
+__all__ = ["FixedSet", "choose"]
 
 RESPONSES, START = "responses.jsonl", "start.safetensors"
 #: The column of responses.parquet with a response's KL(pi_theta of step 0 || pi_theta).
@@ -151,7 +151,7 @@ class FixedSet:
         analysis = measure(
             subject, checked, reading=reading, batch_tokens=batch_tokens, progress=progress
         )
-        with allocations_explained(batch_tokens), evaluating(subject.model):
+        with allocations_explained(*smaller_batches(batch_tokens)), evaluating(subject.model):
             drift = measure_drift(
                 anatomy, checked.items, layer, start, batch_tokens=batch_tokens, progress=progress
             )

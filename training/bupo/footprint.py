@@ -32,13 +32,14 @@ need more. Optimizers are taken for AdamW.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from bupo.model import skeleton
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -212,16 +213,10 @@ def measure(hf_config: PretrainedConfig, settings: Any, *, values: bool = False)
         settings: actor_rollout_ref.model or critic.model, complete.
         values: with a value head in lm_head's place.
     """
-    from peft.tuners.tuners_utils import check_target_module_exists as named
-    from transformers import AutoModelForCausalLM
+    from peft.tuners.tuners_utils import check_target_module_exists
     from transformers.pytorch_utils import Conv1D
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(hf_config),
-            attn_implementation="eager",  # flash attention need not be on this machine
-            trust_remote_code=settings.trust_remote_code,
-        )
+    model = skeleton(hf_config, trust_remote_code=settings.trust_remote_code)
     text, lm_head = model.config.get_text_config(decoder=True), model.get_output_embeddings()
     every = settings.target_modules == "all-linear"
     targets = SimpleNamespace(
@@ -232,7 +227,7 @@ def measure(hf_config: PretrainedConfig, settings: Any, *, values: bool = False)
         module.weight.shape
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        and named(targets, name)
+        and check_target_module_exists(targets, name)
         and not (every and module is lm_head)
     ]
     wrapped = model._no_split_modules or ()  # the layers that FSDP2 gathers one by one

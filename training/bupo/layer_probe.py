@@ -28,9 +28,9 @@ from bupo.policy_gradients import GradientSum, PolicyGradients, shared_parameter
 from entropylens.anatomy import Anatomy
 from entropylens.batching import plan
 from entropylens.capture import evaluating
-from entropylens.errors import AllocationError, AnalysisFilesError, SettingError
+from entropylens.errors import AnalysisFilesError, SettingError
 from entropylens.files import make_directory, write_text, write_whole
-from entropylens.memory import is_allocation_failure
+from entropylens.memory import allocations_explained
 from entropylens.recognition import anatomy_of
 from entropylens.resampling import RESAMPLES, PromptSums
 from entropylens.responses import Limits, Response, parse_responses
@@ -188,21 +188,17 @@ def probe_layers(
     )
     sketch = Sketch(seed)
     rows: dict[int, dict[str, int | float]] = {}
-    try:
-        with bar, evaluating(model), torch.enable_grad():
-            grpo = run.sums([run.policy], sketch)[run.policy]
-            for start in range(0, len(inner), layers_at_once):
-                together = run.sums(inner[start : start + layers_at_once], sketch)
-                for layer, inter in together.items():
-                    rows[layer] = _compared(grpo, inter, inner.index(layer))
-                del together, inter  # before the next ones are made
-    except (MemoryError, RuntimeError) as error:
-        if not is_allocation_failure(error):
-            raise
-        raise AllocationError(
-            f"not enough memory for layers_at_once={layers_at_once}, batch_tokens={batch_tokens}",
-            "try layers_at_once=1 and a smaller batch_tokens",
-        ) from error
+    explained = allocations_explained(
+        f"layers_at_once={layers_at_once}, batch_tokens={batch_tokens}",
+        "try layers_at_once=1 and a smaller batch_tokens",
+    )
+    with bar, explained, evaluating(model), torch.enable_grad():
+        grpo = run.sums([run.policy], sketch)[run.policy]
+        for start in range(0, len(inner), layers_at_once):
+            together = run.sums(inner[start : start + layers_at_once], sketch)
+            for layer, inter in together.items():
+                rows[layer] = _compared(grpo, inter, inner.index(layer))
+            del together, inter  # before the next ones are made
     nll = answers.by_prompt([run.nll[site] for site in (*inner, run.policy)])
     low, high = nll.draw(num_resamples, seed).studentised()
     frame = pd.DataFrame([{"layer": layer} | rows[layer] for layer in inner])

@@ -21,7 +21,14 @@ from torch import Tensor
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-from entropylens.generation import draw_tokens, end_tokens, keyed_draws, plain_generation
+from entropylens.generation import (
+    draw_tokens,
+    end_tokens,
+    keyed_draws,
+    left_padded,
+    plain_generation,
+    until_end,
+)
 
 __all__ = ["GenerateAdapter", "GenerateReplica", "GenerateServer", "Request", "answer"]
 
@@ -57,14 +64,10 @@ def answer(
     """
     from transformers import LogitsProcessorList
 
-    width = max(len(request.prompt_ids) for request in requests)
+    input_ids, mask = left_padded([request.prompt_ids for request in requests])
+    width = input_ids.shape[1]
     sampler = _Sampler(requests, width, max_new_tokens)
     with plain_generation(model) as ends:
-        input_ids = torch.full((len(requests), width), min(ends, default=0))
-        mask = torch.zeros_like(input_ids)
-        for row, request in enumerate(requests):
-            input_ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
-            mask[row, width - len(request.prompt_ids) :] = 1
         output = model.generate(
             input_ids,
             attention_mask=mask,
@@ -74,8 +77,8 @@ def answer(
     log_probs = torch.stack(sampler.log_probs, dim=1).tolist()
     answers = []
     for row, scores in zip(output[:, width:].tolist(), log_probs, strict=True):
-        length = next((place + 1 for place, token in enumerate(row) if token in ends), len(row))
-        answers.append((row[:length], scores[:length]))
+        ids = until_end(row, ends)
+        answers.append((list(ids), scores[: len(ids)]))
     return answers
 
 
