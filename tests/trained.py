@@ -78,6 +78,8 @@ def start(toy, directory, *overrides, **environment):
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             start_new_session=True,
+            # A shell's background job, as `make test` makes one of these tests, ignores it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

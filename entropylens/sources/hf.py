@@ -137,7 +137,8 @@ def wrap(
         model = model.get_base_model()
     warn_of_missing_cap(model.config)
     quantizer = getattr(model, "quantization_method", None)
-    if quantizer is not None and "bitsandbytes" not in str(quantizer).lower():
+    quantizer = getattr(quantizer, "value", quantizer)
+    if quantizer not in (None, "bitsandbytes"):
         logger.warning("models quantized by %s are read by an untested path", quantizer)
     anatomy, verification = understand(model)
     name = name or model.config.name_or_path or type(model).__name__

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from tiny import EVERY_FAMILY, VOCAB, tiny_config, tiny_model, tiny_tokenizer
+from tiny import CONTEXT, EVERY_FAMILY, VOCAB, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 import entropylens
@@ -127,9 +127,20 @@ def test_virtual_tokens_are_refused(responses):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_model_is_read_as_it_computes(bits, responses, tmp_path):
     pytest.importorskip("bitsandbytes")
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import (
+        AutoModelForCausalLM,
+        BitsAndBytesConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
 
-    directory(tiny_model("llama"), tmp_path)
+    # bitsandbytes' fast path for CPUs, where there is one, wants whole blocks of 64 weights.
+    wide = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    directory(LlamaForCausalLM(wide), tmp_path)
     quantized = AutoModelForCausalLM.from_pretrained(
         tmp_path, quantization_config=BitsAndBytesConfig(**{f"load_in_{bits}bit": True}),
         device_map="cpu", dtype=torch.float32,
