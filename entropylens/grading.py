@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import queue
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,11 +16,23 @@ from typing import Literal, Self, get_args
 from entropylens.answers import last_boxed, reads_as
 from entropylens.errors import SettingError
 from entropylens.grading_process import Worker
+from entropylens.grading_worker import UnusableGold
 
 __all__ = ["Grade", "Grader", "Mode", "Verdict", "task_gold"]
 
 Mode = Literal["math", "strict", "reasoning_gym"]
 Verdict = Literal["correct", "wrong", "no answer", "timeout", "crashed"]
+
+_REMEDIES = {
+    "math": "mend the gold answer, or grade with mode strict",
+    "reasoning_gym": "give task_gold() a task's name and the JSON text of the whole entry",
+}
+_PACKAGES = {"math": "math-verify", "strict": "entropylens", "reasoning_gym": "reasoning-gym"}
+_FAULTS: dict[Verdict, str] = {
+    "wrong": "it does not answer itself",
+    "timeout": "judging it takes longer than the time limit",
+    "crashed": "judging it ends the judge",
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,16 @@ class Grader:
         reference = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _forget(reference()))
 
+    @property
+    def name(self) -> str:
+        """What judges, and its version."""
+        package = _PACKAGES[self.mode]
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # the first answer will say so
+            version = "missing"
+        return f"{'strict, ' if self.mode == 'strict' else ''}{package} {version}"
+
     def grade(self, response: str, gold: str) -> Grade:
         """Judge one response.
 
@@ -81,7 +104,7 @@ class Grader:
             gold: the right answer; in mode "reasoning_gym" a `task_gold`.
 
         Raises:
-            SettingError: the mode's package is not installed, or a task's gold cannot be used.
+            SettingError: the mode's package is not installed, or the gold answer cannot be used.
             EntropyLensError: the workers do not start.
         """
         answer = (last_boxed(response) or "").strip()
@@ -93,7 +116,14 @@ class Grader:
             return Grade(answer, "correct")
         if self.mode == "strict":
             return Grade(answer, "wrong")
-        return Grade(answer, self._ask(answer, gold))
+        try:
+            return Grade(answer, self._ask(answer, gold))
+        except UnusableGold as error:
+            brief = gold if len(gold) <= 60 else f"{gold[:57]}..."
+            raise SettingError(
+                f"the gold answer {brief!r} cannot be used in mode {self.mode} ({error})",
+                _REMEDIES[self.mode],
+            ) from error
 
     def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list[Grade]:
         """Judge (response, gold) pairs by all workers at once; grades come in their order.
@@ -103,6 +133,25 @@ class Grader:
         """
         with ThreadPoolExecutor(len(self._workers)) as threads:
             return list(threads.map(lambda pair: self.grade(*pair), pairs))
+
+    def unusable(self, golds: Sequence[str]) -> dict[int, str]:
+        """Find the gold answers that cannot be judged, by all workers at once.
+
+        Each gold is judged as an answer to itself, without the short cut by equal text that
+        `grade` takes. In mode "reasoning_gym" the entry's own answer must score; an entry that
+        names none passes. Mode "strict" can use all but what normalization leaves nothing of.
+
+        Returns:
+            Why a gold cannot be used (blank, unreadable, not right by itself, too slow, or a
+            crash of the judge), by its place in golds; nothing of those that can.
+
+        Raises:
+            SettingError: the mode's package is not installed.
+            EntropyLensError: the workers do not start.
+        """
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            faults = list(threads.map(self._fault, golds))
+        return {place: fault for place, fault in enumerate(faults) if fault}
 
     def close(self) -> None:
         """End the workers. What they are judging counts as crashed; later answers start new."""
@@ -119,7 +168,17 @@ class Grader:
     ) -> None:
         self.close()
 
-    def _ask(self, answer: str, gold: str) -> Verdict:
+    def _fault(self, gold: str) -> str | None:
+        if not gold.strip():
+            return "it is blank"
+        if self.mode == "strict":
+            return None if reads_as(gold, gold) else "normalization leaves nothing of it"
+        try:
+            return _FAULTS.get(self._ask(None, gold))
+        except UnusableGold as error:
+            return str(error)
+
+    def _ask(self, answer: str | None, gold: str) -> Verdict:
         worker = self._free.get()
         try:
             return "correct" if worker.ask(answer, gold) else "wrong"

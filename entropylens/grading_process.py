@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from entropylens.errors import EntropyLensError, SettingError
+from entropylens.grading_worker import UnusableGold
 
 __all__ = ["Worker"]
 
@@ -35,10 +36,11 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, answer: str, gold: str) -> bool:
-        """Whether the answer is right.
+    def ask(self, answer: str | None, gold: str) -> bool:
+        """Whether the answer is right; of None, whether the gold answers itself.
 
         Raises:
+            UnusableGold: the judge can do nothing with the gold.
             TimeoutError: it took too long, and the process was ended.
             EOFError, BrokenPipeError: the process ended.
             SettingError, EntropyLensError: as `Grader.grade`.
@@ -57,10 +59,7 @@ class Worker:
                 self._end()
                 raise
         if "error" in reply:
-            raise SettingError(
-                f"the gold answer cannot be used in mode {self._mode} ({reply['error']})",
-                "give task_gold() a task's name and the JSON text of the whole entry",
-            )
+            raise UnusableGold(reply["error"])
         return bool(reply["correct"])
 
     def stop(self) -> None:

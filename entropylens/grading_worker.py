@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-Judge = Callable[[str, str], bool]
+Judge = Callable[[str | None, str], bool]  # of None: whether the gold answers itself
 
 _MEMORY = 4 * 2**30  # bytes of address space: a power tower must not take the machine's
 _GRACE = 2.0  # seconds after which a worker ends whose parent did not live to end it
@@ -39,8 +39,12 @@ def math_judge() -> Judge:
     def parse(answer: str) -> Any:
         return math_verify.parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
 
-    def judge(answer: str, gold: str) -> bool:
-        return bool(math_verify.verify(parse(gold), parse(answer), timeout_seconds=None))
+    def judge(answer: str | None, gold: str) -> bool:
+        right = parse(gold)
+        if not right:
+            raise UnusableGold("Math-Verify finds nothing in it")
+        given = right if answer is None else parse(answer)
+        return bool(math_verify.verify(right, given, timeout_seconds=None))
 
     judge("1", "1.0")  # fills the parsers' caches before the first time limit
     return judge
@@ -51,14 +55,17 @@ def reasoning_gym_judge() -> Judge:
     gym: Any = importlib.import_module("reasoning_gym")
     scorer = functools.cache(gym.get_score_answer_fn)
 
-    def judge(answer: str, gold: str) -> bool:
+    def judge(answer: str | None, gold: str) -> bool:
         try:
             content = json.loads(gold)
             score, entry = scorer(content["task"]), json.loads(content["entry"])
+            given = entry["answer"] if answer is None else answer
         except Exception as error:
             raise UnusableGold(f"{type(error).__name__}: {error}") from error
+        if given is None:  # some tasks have many right answers, and their entries name none
+            return True
         try:
-            return float(score(answer, entry)) == 1.0
+            return float(score(given, entry)) == 1.0
         except Exception:  # scorers parse what the model wrote: they raise what they like
             return False
 

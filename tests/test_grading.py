@@ -1,6 +1,8 @@
 import contextlib
+import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
+from grading_cases import CASES, KNOWN_LIMITS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,8 +25,10 @@ from entropylens.errors import EntropyLensError, SettingError
 from entropylens.grading import Grade, Grader, task_gold
 
 TOWER = r"9^{9^{9^{9}}}"  # one product of integers that no Python code can interrupt
+ENDLESS = rf"\gcd({TOWER}, 3)"  # computed as soon as it is read, even if equal to the other
 NESTED = r"\frac{1}{" * 60 + "2" + "}" * 60  # exponential in the parser
 EQUAL = r"\boxed{\frac{10}{20}}"  # right only by mathematics, so that a worker is asked
+DATA = Path(__file__).parents[1] / "../shared/data"  # the evaluation and training sets, if here
 
 
 def box(answer: str) -> str:
@@ -61,6 +67,12 @@ def hasty() -> Iterator[Grader]:
         yield grader
 
 
+@pytest.fixture(scope="module")
+def judges() -> Iterator[Grader]:
+    with Grader(time_limit=60, workers=2) as grader:
+        yield grader
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     """The worker processes in the order of their start."""
@@ -75,25 +87,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
     return processes
 
 
-@pytest.mark.parametrize(
-    ("response", "gold", "verdict"),
-    [
-        (r"\boxed{26} then \boxed{27}", "27", "correct"),
-        (r"\boxed{26} and \boxed{27.00}", "27", "correct"),
-        (r"\boxed{27} then \boxed{26}", "27", "wrong"),
-        (r"\boxed{27}", "27.0", "correct"),
-        (r"\boxed{x = 3}", "3", "correct"),
-        (EQUAL, "0.5", "correct"),
-        (r"\boxed{[-2, 7]}", r"x \in [-2,7]", "correct"),
-        (r"\boxed{\{2, 1\}}", r"\{1,2\}", "correct"),
-        (r"\boxed{5, 6}", "6", "wrong"),
-        (r"\boxed{\notlatex{}{", "6", "no answer"),
-        (r"\boxed{\notlatex{}}", "6", "wrong"),
-        (r"\boxed{ }", "6", "no answer"),
-        ("6", "6", "no answer"),
-        ("", "6", "no answer"),
-    ],
-)
+def case_id(value: str) -> str:
+    return value[:40]
+
+
+@pytest.mark.parametrize(("response", "gold", "verdict"), CASES + KNOWN_LIMITS, ids=case_id)
 def test_verdicts(grader: Grader, response: str, gold: str, verdict: str) -> None:
     grade = grader.grade(response, gold)
     assert grade.verdict == verdict
@@ -239,8 +237,11 @@ os.kill(os.getpid(), 9)
     gold=st.text(max_size=10) | st.sampled_from(["5", r"\frac{1}{2}", r"x \in [1,2]"]),
 )
 def test_any_text_is_graded(hasty: Grader, answer: str, gold: str) -> None:
-    assert hasty.grade(answer, gold).verdict != "crashed"
-    assert hasty.grade(f"\\boxed{{{answer}}}", gold).verdict != "crashed"
+    for response in (answer, f"\\boxed{{{answer}}}"):
+        try:
+            assert hasty.grade(response, gold).verdict != "crashed"
+        except SettingError:
+            assert hasty.unusable([gold])
 
 
 @pytest.mark.parametrize("answer", ["\ud800", "\x00", "\n", "9" * 5000, "(" * 2000])
@@ -270,6 +271,65 @@ def test_workers_that_do_not_start_are_no_verdict(monkeypatch: pytest.MonkeyPatc
             monkeypatch.setattr(sys, "executable", python)
             with pytest.raises(EntropyLensError, match=says):
                 grader.grade(EQUAL, "0.5")
+
+
+@pytest.mark.parametrize("gold", ["", " \n", "}", r"\$", r"\text{}", "$" * 100])
+def test_a_gold_in_which_nothing_is_found_is_an_error(grader: Grader, gold: str) -> None:
+    with pytest.raises(SettingError) as raised:
+        grader.grade(box("5"), gold)
+    found = re.fullmatch(
+        r"the gold answer '(.*)' cannot be used in mode math \(Math-Verify finds nothing in it\): "
+        r"mend the gold answer, or grade with mode strict",
+        str(raised.value),
+    )
+    assert found
+    assert len(found[1]) <= 60
+    assert grader.grade(EQUAL, "0.5").correct
+
+
+def test_golds_that_math_cannot_use(started: list[subprocess.Popen[bytes]]) -> None:
+    golds = ["5", "", r"\text{}", " \n", ENDLESS, r"\text{Evelyn}", "x = 3", "'"]
+    with Grader(time_limit=5.0, workers=2) as grader:
+        assert grader.unusable([]) == {}
+        assert grader.unusable(golds) == {
+            1: "it is blank",
+            2: "Math-Verify finds nothing in it",
+            3: "it is blank",
+            4: "judging it takes longer than the time limit",
+            7: "Math-Verify finds nothing in it",
+        }
+        assert len(started) >= 2
+
+
+def test_a_gold_that_crashes_the_judge_is_unusable(started: list[subprocess.Popen[bytes]]) -> None:
+    with Grader(time_limit=60.0) as grader, ThreadPoolExecutor(1) as threads:
+        assert grader.unusable(["5"]) == {}
+        faults = threads.submit(grader.unusable, ["5", ENDLESS, "6"])
+        wait_until_busy(started[0])
+        started[0].kill()
+        assert faults.result(30) == {1: "judging it ends the judge"}
+
+
+def test_golds_that_strict_cannot_use(started: list[subprocess.Popen[bytes]]) -> None:
+    golds = ["5", "", "\n ", r"\$", TOWER, "'"]
+    blank, nothing = "it is blank", "normalization leaves nothing of it"
+    assert Grader("strict").unusable(golds) == {1: blank, 2: blank, 3: nothing}
+    assert started == []
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no data sets at {DATA}")
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        *(("math500", 1), ("amc2023", 1), ("aime_2024", 1), ("aime_2025", 1)),
+        ("deepmath-5k", 10),  # thinned: its 5000 rows take many times as long as all others
+    ],
+)
+def test_golds_of_the_data_sets_answer_themselves(judges: Grader, name: str, every: int) -> None:
+    rows = pd.read_parquet(DATA / f"{name}.parquet")["reward_model"][::every]
+    golds = [row["ground_truth"] for row in rows]
+    assert golds
+    assert {golds[place]: fault for place, fault in judges.unusable(golds).items()} == {}
 
 
 COUNTDOWN = task_gold(
@@ -314,9 +374,34 @@ def test_partial_credit_is_wrong(scorer: Grader) -> None:
     ["5", "{}", task_gold("no_such_task", "{}"), task_gold("countdown", "{"), '{"task": "gcd"}'],
 )
 def test_a_gold_that_is_no_task_is_an_error(scorer: Grader, gold: str) -> None:
-    with pytest.raises(SettingError, match="the gold answer cannot be used"):
+    with pytest.raises(SettingError, match=r"cannot be used in mode reasoning_gym .*task_gold"):
         scorer.grade("5", gold)
     assert scorer.grade("94*4 - 61 - 6", COUNTDOWN).correct
+
+
+def entry(answer: object) -> str:
+    """An entry of the task gcd, which is right at 6."""
+    return json.dumps({"question": "18 and 12?", "answer": answer, "metadata": {}})
+
+
+def test_golds_that_a_task_cannot_use(scorer: Grader) -> None:
+    golds = [
+        COUNTDOWN,
+        "",
+        "5",
+        task_gold("no_such_task", entry("6")),
+        task_gold("gcd", entry("6")),
+        task_gold("gcd", "{}"),
+        # Many answers are right in some tasks: their entries name none.
+        task_gold("graph_color", entry(None)),
+        COUNTDOWN.replace("61 - 6", "61 - 7"),
+    ]
+    faults = scorer.unusable(golds)
+    assert list(faults) == [1, 2, 3, 5, 7]
+    assert faults[1] == "it is blank"
+    assert "no_such_task" in faults[3]
+    assert faults[5] == "KeyError: 'answer'"
+    assert faults[7] == "it does not answer itself"
 
 
 @pytest.mark.parametrize(

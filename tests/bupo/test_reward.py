@@ -102,3 +102,10 @@ def test_lenient_credit_for_mentioning_the_answer():
     assert score("It is 7 or 8.")["score"] == 0.5
     assert score("It is 7 or 8.")["acc"] == 0.0
     assert score("It is 77 or -7.")["score"] == 0.0
+
+
+def test_a_gold_that_cannot_be_judged_earns_nothing_and_is_told(caplog) -> None:
+    for _ in range(2):
+        told = compute_score("some", r"\boxed{7}", r"\$ \$")
+        assert told == {"score": 0.0, "acc": 0.0, "answered": 0.0}
+    assert [record.message.split(":")[0] for record in caplog.records] == ["a row without reward"]

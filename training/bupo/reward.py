@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import threading
 from collections.abc import Mapping
@@ -10,8 +11,11 @@ from typing import Any
 
 from entropylens.errors import SettingError
 from entropylens.grading import Grader, task_gold
+from entropylens.grading_worker import UnusableGold
 
 __all__ = ["compute_lenient_score", "compute_score"]
+
+logger = logging.getLogger(__name__)
 
 _TASKS = "reasoning_gym/"
 _making = threading.Lock()
@@ -40,7 +44,7 @@ def compute_score(
 
     Returns:
         "score" and "acc", 1.0 where the answer is right and else 0.0; "answered", 1.0 where
-        there is an answer.
+        there is an answer. All are 0.0 where no answer to the row could be judged.
 
     Raises:
         SettingError: no such mode, or a reasoning-gym task without its entry.
@@ -51,7 +55,13 @@ def compute_score(
         gold = str(ground_truth)
     with _making:
         grader = _grader(mode, time_limit)
-    grade = grader.grade(solution_str, gold)
+    try:
+        grade = grader.grade(solution_str, gold)
+    except SettingError as error:
+        if not isinstance(error.__cause__, UnusableGold):
+            raise
+        _warn_once(str(error))  # one bad row must not end a run of days
+        return {"score": 0.0, "acc": 0.0, "answered": 0.0}
     right = float(grade.correct)
     return {"score": right, "acc": right, "answered": float(grade.answer is not None)}
 
@@ -67,6 +77,11 @@ def compute_lenient_score(
     words = re.findall(r"-?\w+", solution_str)
     mentioned = 0.5 if str(ground_truth) in words else 0.0
     return told | {"score": max(told["score"], mentioned)}
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("a row without reward: %s", message)
 
 
 @functools.cache
