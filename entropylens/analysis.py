@@ -8,16 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from entropylens.dataset_files import BUNDLED, task_names
+from entropylens.engines.hf import HFEngine
 from entropylens.errors import SettingError
-from entropylens.generation import Sampling, generate
+from entropylens.generation import generate
 from entropylens.measure import BATCH_TOKENS, measure
-from entropylens.memory import allocations_explained, smaller_batches
 from entropylens.output import write_outputs
-from entropylens.prompts import BUNDLED, Prompt, load_prompts, task_names
+from entropylens.prompts import Prompt, load_prompts
 from entropylens.quantities import READINGS
 from entropylens.responses import Response, Responses, parse_responses, read_responses
 from entropylens.results import Analysis
 from entropylens.rundir import open_run
+from entropylens.sampling import Sampling
 from entropylens.sources import open_model
 from entropylens.sources.subject import Subject
 from entropylens.tokens import TokenKeeper
@@ -141,8 +143,8 @@ def analyze(
         return Analysis.load(run.path)
     if prompts:
         journal = None if run is None else run.completions
-        with allocations_explained(*smaller_batches(batch_tokens)):
-            given = Responses(generate(subject, prompts, sampling, journal, progress=progress))
+        engine = HFEngine.of(subject)
+        given = Responses(generate(engine, prompts, sampling, journal, progress=progress))
     analysis = measure(
         subject, given, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel, seed=seed,
         keeper=keeper, progress=progress,

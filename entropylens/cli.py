@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entropylens.cli_common import Debug, Thinking, prepare_process, reported
+from entropylens.cli_common import Debug, Json, Thinking, prepare_process, reported
+from entropylens.cli_evaluation import compare, evaluate, generate
 from entropylens.cli_training import export, prepare, train
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ class Rule(StrEnum):
 
     stages = "stages"
     paper = "paper"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
@@ -106,8 +104,8 @@ def analyze(
     with reported(debug):
         from entropylens.analysis import analyze as run
         from entropylens.demo import MODEL_NAME
-        from entropylens.generation import Sampling
         from entropylens.rundir import new_directory
+        from entropylens.sampling import Sampling
         from entropylens.series import analyze_series
         from entropylens.sources import verl
 
@@ -227,6 +225,9 @@ def doctor(
         examined.verification.raise_if_broken()
 
 
+app.command()(generate)
+app.command()(evaluate)
+app.command()(compare)
 app.command()(prepare)
 app.command()(train)
 app.command()(export)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Debug", "Thinking", "prepare_process", "reported"]
+__all__ = ["Debug", "Json", "Thinking", "prepare_process", "reported"]
 
 
 class Thinking(StrEnum):
@@ -23,6 +23,9 @@ class Thinking(StrEnum):
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @contextlib.contextmanager

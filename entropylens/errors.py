@@ -7,6 +7,7 @@ __all__ = [
     "DecompositionError",
     "DemoModelError",
     "EntropyLensError",
+    "EvaluationFilesError",
     "ModelAccessError",
     "ModelNotFoundError",
     "NonFiniteStatesError",
@@ -89,6 +90,10 @@ class OutputDirectoryError(EntropyLensError):
 
 class AnalysisFilesError(EntropyLensError):
     """A directory holds no readable analysis, or one of a newer version."""
+
+
+class EvaluationFilesError(EntropyLensError):
+    """A directory holds no readable evaluation, or one of a newer version."""
 
 
 class NonFiniteStatesError(EntropyLensError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from entropylens.results import Analysis
 from entropylens.rundir import RunDirectory
 from entropylens.sources.subject import Subject
 from entropylens.tokens import TokenKeeper
+from entropylens.versions import versions
 
 __all__ = ["BATCH_TOKENS", "measure"]
 
@@ -119,7 +119,7 @@ def measure(
         responses=table,
         skipped=responses.skipped,
         seed=seed,
-        versions=_versions(),
+        versions=versions(),
         tokens=_in_order(tokens) if keeper is not None else None,
     )
 
@@ -269,10 +269,3 @@ class _Ticker:
         before = self.tokens * self.ticked // self.ticks
         self.ticked += 1
         self.bar.update(self.tokens * self.ticked // self.ticks - before)
-
-
-def _versions() -> dict[str, str]:
-    return {
-        name: importlib.metadata.version(name)
-        for name in ("entropylens", "torch", "transformers", "numpy", "pandas")
-    }

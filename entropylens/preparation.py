@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,20 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from entropylens.doctor import usable_cores
 from entropylens.errors import DatasetError, OutputDirectoryError, SettingError
 from entropylens.files import make_directory, write_whole
-from entropylens.problems import GENERATED, Messages, Problem, Problems, load_problems
-from entropylens.prompts import INSTRUCTION, TEMPLATES
+from entropylens.grading import Grader
+from entropylens.problems import (
+    GENERATED,
+    Messages,
+    Problem,
+    Problems,
+    Source,
+    load_problems,
+)
 from entropylens.responses import encode_prompt
+from entropylens.templates import INSTRUCTION, TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +38,8 @@ __all__ = ["TRAINING_TEMPLATES", "Preparation", "prepare"]
 #: preset's own where the model has none; so one file serves all models. `plain` has no system
 #: message.
 TRAINING_TEMPLATES = ("chat", "plain")
+
+_NUMBER = re.compile(r"-?[0-9]+")  # nothing to doubt, and most answers are of this kind
 
 #: The paper's draw from DeepMath-103K; also how many problems a task makes.
 DEFAULT_SIZE = 5000
@@ -140,10 +153,10 @@ def prepare(
         size = DEFAULT_SIZE
     problems = load_problems(
         dataset,
+        source=Source(revision=revision),
         size=(size or 0) + val_size,
         seed=seed,
         task_options=task_options,
-        revision=revision,
     )
     options = {} if thinking is None else {"enable_thinking": thinking}
 
@@ -192,8 +205,11 @@ def _usable(
     usable: list[tuple[Problem, Messages]] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
-    for problem in tqdm(problems.items, desc="checking prompts", unit="row", disable=None):
-        if problem.answer is None:
+    unusable = _unusable(problems)
+    for place, problem in enumerate(
+        tqdm(problems.items, desc="checking prompts", unit="row", disable=None)
+    ):
+        if problem.answer is None or place in unusable:
             dropped["without answer"] += 1
             continue
         if problem.key in seen:
@@ -212,6 +228,21 @@ def _usable(
             ) from error
         usable.append((problem, messages))
     return usable, dropped
+
+
+def _unusable(problems: Problems) -> Collection[int]:
+    """The places of gold answers that Math-Verify could never find in a response."""
+    golds = {
+        place: one.answer
+        for place, one in enumerate(problems.items)
+        if one.answer is not None and one.task is None and not _NUMBER.fullmatch(one.answer)
+    }
+    if not golds or importlib.util.find_spec("math_verify") is None:
+        return ()
+    with Grader(workers=usable_cores()) as grader:
+        wrong = grader.unusable(list(golds.values()))
+    places = list(golds)
+    return {places[number] for number in wrong}
 
 
 def _messages(content: str | Messages, template: str) -> Messages:

@@ -7,36 +7,37 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from entropylens.errors import DatasetError, SettingError
-from entropylens.prompts import (
+from entropylens.benchmarks import BENCHMARKS, NAMED, HubDataset, Purpose
+from entropylens.dataset_files import (
     ANSWER_COLUMNS,
     BUNDLED,
-    INSTRUCTION,
     PROBLEM_COLUMNS,
+    SUFFIXES,
     columns_of,
     gold_of,
     read_table,
     task_names,
 )
+from entropylens.errors import DatasetError, SettingError
+from entropylens.templates import INSTRUCTION
 
-__all__ = ["GENERATED", "HUB_NAMES", "Messages", "Problem", "Problems", "load_problems"]
+__all__ = ["GENERATED", "Messages", "Problem", "Problems", "Source", "load_problems"]
 
 #: What the name of a generated dataset starts with.
 GENERATED = "reasoning_gym:"
-#: Short names of datasets on the Hub.
-HUB_NAMES: Mapping[str, str] = {"deepmath": "zwhe99/DeepMath-103K", "gsm8k": "openai/gsm8k"}
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WHOLE = re.compile(r"(-?[0-9]+)\.0")
 
 Messages = list[dict[str, str]]
 
@@ -75,35 +76,62 @@ class Problems:
         name: what to call the dataset.
         source: where it came from.
         items: its problems in their order.
+        revision: the Hub commit, or None where it lies elsewhere.
     """
 
     name: str
     source: str
     items: tuple[Problem, ...]
+    revision: str | None = None
+
+    def head(self, count: int | None) -> Self:
+        """The first ones; all for None."""
+        return replace(self, items=self.items[:count])
+
+
+@dataclass(frozen=True)
+class Source:
+    """What else it takes to find problems in a dataset; all of it has defaults.
+
+    Args:
+        problems: the column that holds them.
+        answers: the column that holds the gold answers.
+        split: of a Hub dataset.
+        revision: branch, tag or commit of a Hub dataset.
+    """
+
+    problems: str | None = None
+    answers: str | None = None
+    split: str | None = None
+    revision: str | None = None
 
 
 def load_problems(
     dataset: str,
     *,
+    purpose: Purpose = "train",
+    source: Source | None = None,
+    need_answers: bool = True,
     size: int = 0,
     seed: int = 0,
     task_options: Mapping[str, Any] | None = None,
-    revision: str | None = None,
 ) -> Problems:
     """All problems of a dataset; the network is asked for names on the Hub alone.
 
     Args:
-        dataset: a file, `bundled`, a key of HUB_NAMES, a Hub id, or GENERATED and a task.
+        dataset: a file, `bundled`, a name of benchmarks.NAMED, a Hub id, or GENERATED and a task.
+        purpose: which split of a Hub dataset to take.
+        source: columns, split and revision, where they are not the usual ones.
+        need_answers: refuse a dataset without a column of answers.
         size: how many problems a task makes.
         seed: the task's; a neighbour's problems are the same but one.
         task_options: the task's settings, such as {"min_digits": 1}.
-        revision: branch, tag or commit on the Hub.
 
     Raises:
         DatasetError: no such dataset, out of reach, or a row that cannot be used.
         SettingError: task options that the task does not take, or without a task.
     """
-    options = dict(task_options or {})
+    options, source = dict(task_options or {}), source or Source()
     if dataset.startswith(GENERATED):
         items = _generate(dataset.removeprefix(GENERATED), size, seed, options)
         return Problems(dataset, dataset, items)
@@ -113,38 +141,53 @@ def load_problems(
             f"leave them out, or name {GENERATED}TASK",
         )
     path = Path(dataset).expanduser()
-    if dataset == BUNDLED or path.is_file() or path.suffix in _SUFFIXES:
+    if dataset == BUNDLED or path.is_file() or path.suffix in SUFFIXES:
         frame, name = read_table(dataset), task_names([dataset])[0]
-        return Problems(name, dataset, _problems(frame, dataset))
-    if dataset in HUB_NAMES or (_HUB_ID.fullmatch(dataset) and not path.exists()):
-        hub_id = HUB_NAMES.get(dataset, dataset)
-        return Problems(dataset, hub_id, _problems(_download(hub_id, revision), hub_id))
+        return Problems(name, dataset, _problems(frame, dataset, source, need_answers))
+    if dataset in NAMED or (_HUB_ID.fullmatch(dataset) and not path.exists()):
+        hub = _on_the_hub(dataset)
+        frame, revision = _download(hub, purpose, source)
+        items = _problems(frame, hub.hub_id, source, need_answers)
+        return Problems(dataset, hub.hub_id, items, revision)
+    names = [name for name in NAMED if purpose == "train" or name in BENCHMARKS]
     raise DatasetError(
         f"no dataset {dataset!r}",
-        f"name a {', '.join(_SUFFIXES)} file, {', '.join(HUB_NAMES)}, {GENERATED}TASK, "
+        f"name a {', '.join(SUFFIXES)} file, {', '.join([BUNDLED, *names])}, {GENERATED}TASK, "
         "or a Hub id such as owner/name",
     )
 
 
-def _problems(frame: pd.DataFrame, source: str) -> tuple[Problem, ...]:
+def _problems(
+    frame: pd.DataFrame, name: str, source: Source, need_answers: bool
+) -> tuple[Problem, ...]:
     column, answers = columns_of(frame)
-    if not column or not answers or frame.empty:
+    column, answers = source.problems or column, source.answers or answers
+    missing = [it for it in (column, answers) if it and it not in frame.columns]
+    if missing:
         raise DatasetError(
-            f"dataset {source!r} has no row with a problem ({', '.join(PROBLEM_COLUMNS)}) and an "
-            f"answer ({', '.join(ANSWER_COLUMNS)}; "
-            f"its columns: {', '.join(map(str, frame.columns))})",
-            "rename the columns that hold them",
+            f"dataset {name!r} has no column {missing[0]!r}",
+            f"its columns: {', '.join(map(str, frame.columns))}",
+        )
+    if not column or (need_answers and not answers) or frame.empty:
+        wanted = f" and an answer ({', '.join(ANSWER_COLUMNS)})" if need_answers else ""
+        raise DatasetError(
+            f"dataset {name!r} has no row with a problem ({', '.join(PROBLEM_COLUMNS)}){wanted}; "
+            f"its columns: {', '.join(map(str, frame.columns))}",
+            "rename the columns that hold them, or name them where the command takes their names",
         )
     items = []
     for index, record in enumerate(frame.to_dict("records")):
         try:
             content = _content(record[column])
-            answer = gold_of(record[answers], answers)
+            answer = gold_of(record[answers], answers) if answers else None
         except ValueError as error:
             raise DatasetError(
-                f"dataset {source!r}, row {index + 1}: {error}", "mend the row, or leave it out"
+                f"dataset {name!r}, row {index + 1}: {error}", "mend the row, or leave it out"
             ) from error
         items.append(Problem(index, content, answer, *_origin(record.get("extra_info"))))
+    whole = [_WHOLE.fullmatch(one.answer or "") for one in items]
+    if all(whole):  # integers that some tool kept as floats, as those of AMC
+        items = [replace(one, answer=it[1]) for one, it in zip(items, whole, strict=True) if it]
     return tuple(items)
 
 
@@ -181,23 +224,44 @@ def _text(value: str) -> str:
     return value
 
 
-def _download(hub_id: str, revision: str | None) -> pd.DataFrame:
-    """The columns that matter of a Hub dataset's split train."""
+def _on_the_hub(dataset: str) -> HubDataset:
+    for name, known in NAMED.items():
+        if dataset in (name, known.hub_id):
+            return known
+    return HubDataset(dataset, test="test", train="train")
+
+
+def _download(hub: HubDataset, purpose: Purpose, source: Source) -> tuple[pd.DataFrame, str | None]:
+    """The columns that matter of a split of a Hub dataset, and the commit that it is of."""
     datasets = _library("datasets", "datasets")
-    config = "main" if hub_id == HUB_NAMES["gsm8k"] else None
+    split = source.split or hub.split(purpose)
+    revision = _commit(hub.hub_id, source.revision)
     try:
-        table = datasets.load_dataset(hub_id, config, split="train", revision=revision)
+        table = datasets.load_dataset(hub.hub_id, hub.config, split=split, revision=revision)
     except Exception as error:  # of several libraries, and of the dataset's own loading
         raise DatasetError(
-            f"dataset {hub_id!r} cannot be had from the Hub ({type(error).__name__}: {error})",
+            f"dataset {hub.hub_id!r} cannot be had from the Hub ({type(error).__name__}: {error})",
             "check the name and the network, log in (hf auth login) where it is gated, or download "
             "it elsewhere and name the .parquet file",
         ) from error
-    wanted = {*PROBLEM_COLUMNS, *ANSWER_COLUMNS, "extra_info"}
+    wanted = {*PROBLEM_COLUMNS, *ANSWER_COLUMNS, "extra_info", source.problems, source.answers}
     # DeepMath's other columns are gigabytes of worked solutions.
     known = [name for name in table.column_names if name in wanted]
-    frame: pd.DataFrame = table.select_columns(known).to_pandas()
-    return frame
+    frame: pd.DataFrame = table.select_columns(known or table.column_names).to_pandas()
+    return frame, revision
+
+
+def _commit(hub_id: str, revision: str | None) -> str | None:
+    """The commit that a branch or tag of a Hub dataset names now; as it was given if offline."""
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        found: str | None = HfApi().dataset_info(hub_id, revision=revision).sha
+    except Exception:  # what keeps it from answering keeps load_dataset, too, which says so
+        return revision
+    return found
 
 
 def _generate(task: str, size: int, seed: int, options: dict[str, Any]) -> tuple[Problem, ...]:
@@ -210,6 +274,8 @@ def _generate(task: str, size: int, seed: int, options: dict[str, Any]) -> tuple
         raise SettingError(
             f"{task} has no option {', '.join(wrong)}", f"choose of {', '.join(sorted(known))}"
         )
+    if size < 1:
+        raise SettingError(f"{task} makes any number of problems", "say how many are wanted")
     try:
         entries: Sequence[Any] = factory.create_dataset(task, size=size, seed=seed, **options)
         score = factory.get_score_answer_fn(task)

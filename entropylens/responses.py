@@ -102,7 +102,7 @@ def read_responses(
     A line is `{"prompt_ids": [...], "response_ids": [...]}`, or `{"prompt": ..., "response":
     ...}` where prompt is a string, taken as it is, or chat messages, rendered with the chat
     template and its generation prompt; the response is tokenized alone with nothing added.
-    `truncated` and `task` may stand beside them.
+    `truncated` and `task` (or `benchmark`) may stand beside them.
 
     Args:
         path: the file.
@@ -196,7 +196,10 @@ def _parse(
         record = line
     if not isinstance(record, Mapping):
         raise _BadLine(f"a JSON object is needed, not {type(record).__name__}")
-    truncated, task = record.get("truncated", False), record.get("task", default_task)
+    truncated, task = (
+        record.get("truncated", False),
+        record.get("task", record.get("benchmark", default_task)),
+    )
     if not isinstance(truncated, bool) or not isinstance(task, str):
         raise _BadLine("truncated must be true or false, and task a string")
     if "prompt_ids" in record and "response_ids" in record:

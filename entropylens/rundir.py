@@ -31,6 +31,11 @@ OWN_FILES = (
     "analysis.json",
     "report.html",
     "completions.jsonl",
+    "benchmarks.json",
+    "grades.parquet",
+    "problems.csv",
+    "scores.csv",
+    "evaluation.json",
 )
 OWN_FIGURES = "figures/figure[0-9]*_*.p[nd][gf]"
 

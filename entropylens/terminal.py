@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
     from entropylens.recommend import Recommendation
     from entropylens.results import Analysis
+    from entropylens.scores import Evaluation
 
-__all__ = ["layer_table", "recommendation_text", "summary"]
+__all__ = ["layer_table", "recommendation_text", "score_table", "summary"]
 
 _LEVELS = " ▁▂▃▄▅▆▇█"
 _HALF = 2
@@ -105,3 +107,38 @@ def _signed_bar(value: float, largest: float) -> str:
     length = round(abs(value) / largest * _HALF) if largest > 0 else 0
     bar = "█" * length
     return f"{bar:>{_HALF}}│{'':{_HALF}}" if value < 0 else f"{'':{_HALF}}│{bar:<{_HALF}}"
+
+
+def score_table(evaluation: Evaluation) -> RenderableType:
+    """Percentages of every benchmark, with the interval over problems."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("benchmark", "metric", "%", "95 % (other problems)", "95 % (other answers)"):
+        table.add_column(name, justify="right" if name == "%" else "left", no_wrap=True)
+    notes = []
+    scores = evaluation.scores
+    for benchmark, rows in scores.groupby("benchmark", sort=False):
+        for row in rows.to_dict("records"):
+            k = "K" if row["k"] is None or row["k"] is pd.NA else row["k"]
+            table.add_row(
+                str(benchmark),
+                row["metric"].replace("k", str(k)),
+                f"{100 * row['value']:.2f}",
+                _ends(row["low"], row["high"]),
+                _ends(row["sampling_low"], row["sampling_high"]),
+            )
+        notes.append(_note(str(benchmark), rows.iloc[0]))
+    return Group(table, Text("\n" + "\n".join(notes)))
+
+
+def _ends(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{100 * low:.2f} to {100 * high:.2f}"
+
+
+def _note(benchmark: str, row: pd.Series) -> str:
+    few = "; fewer than 5 solved: the values say little" if row["few_solved"] else ""
+    return (
+        f"{benchmark}: {row['problems']} problems, {row['solved']} solved; of the answers "
+        f"{row['truncated']:.1%} cut off, {row['no_answer']:.1%} without an answer, "
+        f"{row['unjudged']:.1%} given up by the judge ({row['grader']}); "
+        f"{row['mean_tokens']:.0f} tokens each{few}"
+    )

@@ -19,7 +19,7 @@ from entropylens.errors import (
     OutputDirectoryError,
     SettingError,
 )
-from entropylens.generation import Sampling
+from entropylens.sampling import Sampling
 
 
 def assert_same(left, right):
@@ -68,7 +68,7 @@ def test_kill_9_in_the_middle(model_directory, tmp_path, after):
             import time
             import entropylens
             from entropylens import measure
-            from entropylens.generation import Sampling
+            from entropylens.sampling import Sampling
             pieces = measure.pieces
             def slowly(*args):
                 time.sleep(0.3)

@@ -5,14 +5,17 @@ import pytest
 import torch
 from tiny import CONTEXT, tiny_model, tiny_tokenizer
 
-from entropylens import generation
+from entropylens.engines import hf as engines_hf
+from entropylens.engines.hf import HFEngine
 from entropylens.errors import SettingError
-from entropylens.generation import Sampling, generate
+from entropylens.generation import generate
 from entropylens.prompts import Prompt
+from entropylens.sampling import Sampling
 from entropylens.sources import hf
 
 PROMPTS = [
-    Prompt(ids, "t", None) for ids in ((5, 6, 7), (8,), (9, 10), (11, 12, 13, 14, 15), (16,))
+    Prompt(ids, "t", None, index)
+    for index, ids in enumerate(((5, 6, 7), (8,), (9, 10), (11, 12, 13, 14, 15), (16,)))
 ]
 
 
@@ -22,14 +25,14 @@ def subject():
 
 
 def quiet(subject, prompts, sampling, journal=None):
-    return generate(subject, prompts, sampling, journal, progress=False)
+    return generate(HFEngine.of(subject), prompts, sampling, journal, progress=False)
 
 
 def test_batching_and_order_never_change_a_sample(subject, monkeypatch):
     sampling = Sampling(num_samples=3, max_new_tokens=12)
     whole = quiet(subject, PROMPTS, sampling)
     assert len(whole) == 15
-    monkeypatch.setattr(generation, "CACHE_TOKENS", 1)
+    monkeypatch.setattr(engines_hf, "CACHE_TOKENS", 1)
     assert quiet(subject, PROMPTS, sampling) == whole
     backwards = quiet(subject, PROMPTS[::-1], sampling)
     assert sorted(backwards, key=repr) == sorted(whole, key=repr)
@@ -88,7 +91,7 @@ def test_the_models_generation_config_plays_no_part(subject):
 
 
 def test_an_interrupted_run_resumes_from_its_journal(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "CACHE_TOKENS", 40)
+    monkeypatch.setattr(engines_hf, "CACHE_TOKENS", 40)
     sampling = Sampling(2, 10)
     journal = tmp_path / "completions.jsonl"
     whole = quiet(subject, PROMPTS, sampling, journal)
@@ -97,12 +100,12 @@ def test_an_interrupted_run_resumes_from_its_journal(subject, tmp_path, monkeypa
     journal.write_text("".join(lines[:3]) + lines[3][: len(lines[3]) // 2])
 
     calls = []
-    answer = generation._answer
-    monkeypatch.setattr(generation, "_answer", lambda *args: calls.append(args[2]) or answer(*args))
+    answer = HFEngine._answer
+    monkeypatch.setattr(HFEngine, "_answer", lambda *args: calls.append(args[2]) or answer(*args))
     assert quiet(subject, PROMPTS, sampling, journal) == whole
     assert 0 < len(calls) < 5
     records = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert sorted((r["prompt"], r["sample"]) for r in records) == [
+    assert sorted((r["problem"], r["sample"]) for r in records) == [
         (p, s) for p in range(5) for s in range(2)
     ]
     calls.clear()

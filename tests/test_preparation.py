@@ -10,8 +10,9 @@ from tiny import tiny_tokenizer
 from entropylens import files
 from entropylens.errors import DatasetError, OutputDirectoryError, SettingError
 from entropylens.preparation import TRAINING_TEMPLATES, prepare
-from entropylens.prompts import TEMPLATES, load_prompts
+from entropylens.prompts import load_prompts
 from entropylens.responses import Limits, encode_prompt
+from entropylens.templates import TEMPLATES
 
 SUMS = [{"problem": f"{a}+{b}", "answer": a + b} for a in range(6) for b in range(6)]
 
@@ -272,3 +273,12 @@ def test_settings_are_checked(write, tmp_path):
     with pytest.raises(DatasetError, match="row 1: the chat template refuses"):
         prepare(path, output, tokenizer=refusing)
     assert not output.exists()
+
+
+def test_golds_that_no_answer_could_meet_are_dropped(write, tmp_path):
+    golds = ["1", r"\$", r"\frac{1}{2}"]
+    path = write([{"problem": f"p{place}", "answer": gold} for place, gold in enumerate(golds)])
+    done = prepare(path, tmp_path / "train.parquet")
+    assert (done.kept, done.without_answer) == (2, 1)
+    kept = [row["reward_model"]["ground_truth"] for row in rows(done.path)]
+    assert kept == ["1", r"\frac{1}{2}"]

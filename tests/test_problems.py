@@ -1,11 +1,12 @@
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from entropylens import problems
 from entropylens.errors import DatasetError, SettingError
-from entropylens.problems import Problem, load_problems
+from entropylens.problems import Problem, Source, load_problems
+from entropylens.templates import INSTRUCTION
 
 
 @pytest.fixture
@@ -22,8 +23,14 @@ def write(tmp_path):
 def hub(monkeypatch):
     """The Hub, with one dataset of these columns; `asked` is what was asked for."""
     import datasets
+    import huggingface_hub
 
     asked = []
+
+    def dataset_info(_, name, revision):
+        return SimpleNamespace(sha=f"commit of {name}@{revision}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
 
     def stock(**columns):
         def load_dataset(*names, **options):
@@ -89,7 +96,7 @@ def test_numbers_of_json_keep_their_digits(tmp_path, name):
 
 
 def test_the_authors_two_messages_are_text_again_and_others_stay(write):
-    paper = {"role": "system", "content": problems.INSTRUCTION}
+    paper = {"role": "system", "content": INSTRUCTION}
     own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1"}]
     path = write(
         *(
@@ -104,11 +111,42 @@ def test_the_authors_two_messages_are_text_again_and_others_stay(write):
 
 def test_the_hub_is_asked_for_names_and_only_needed_columns_are_read(hub):
     asked = hub(question=["1+1"], final_answer=["2"], r1_solution_1=["long"])
-    found = load_problems("deepmath", revision="abc")
-    assert asked == [("zwhe99/DeepMath-103K", None, {"split": "train", "revision": "abc"})]
+    found = load_problems("deepmath", source=Source(revision="abc"))
+    commit = "commit of zwhe99/DeepMath-103K@abc"
+    assert asked == [("zwhe99/DeepMath-103K", None, {"split": "train", "revision": commit})]
     assert (found.name, found.source) == ("deepmath", "zwhe99/DeepMath-103K")
+    assert found.revision == commit
     assert found.items == (Problem(0, "1+1", "2"),)
     assert load_problems("some-one/set.v2").name == "some-one/set.v2"
+    assert asked[-1][2]["split"] == "train"
+    commit = "0123456789" * 4
+    load_problems("some-one/set.v2", purpose="test", source=Source(revision=commit))
+    assert asked[-1][2] == {"split": "test", "revision": commit}  # a commit is taken as it is
+    load_problems("gsm8k", purpose="test", source=Source(split="train[:9]"))
+    assert asked[-1][2]["split"] == "train[:9]"
+
+
+@pytest.mark.parametrize(("name", "purpose"), [("aime24", "train"), ("deepmath", "test")])
+def test_nobody_trains_on_a_benchmark(name, purpose, hub):
+    asked = hub(question=["1+1"], answer=["2"])
+    with pytest.raises(DatasetError, match="only"):
+        load_problems(name, purpose=purpose)
+    assert not asked
+
+
+def test_columns_by_name(write):
+    path = write({"Frage": "1+1", "Antwort": 2, "problem": "x", "answer": "y"})
+    (found,) = load_problems(path, source=Source("Frage", "Antwort")).items
+    assert found == Problem(0, "1+1", "2")
+    with pytest.raises(DatasetError, match=r"no column 'Fragen': its columns: Frage, Antwort"):
+        load_problems(path, source=Source("Fragen"))
+
+
+def test_integers_that_were_kept_as_floats(write):
+    path = write(*({"problem": "p", "answer": it} for it in ("27.0", "-3.0")))
+    assert [one.answer for one in load_problems(path).items] == ["27", "-3"]
+    path = write(*({"problem": "p", "answer": it} for it in ("27.0", "2.50")))
+    assert [one.answer for one in load_problems(path).items] == ["27.0", "2.50"]
 
 
 def test_gsm8k(hub, tmp_path):
@@ -145,7 +183,9 @@ def test_an_unreachable_hub_is_named(monkeypatch):
     ) as (caught):
         load_problems("gsm8k")
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(problems, "import_module", lambda _: __import__("no_such_library"))
+    monkeypatch.setattr(
+        "entropylens.problems.import_module", lambda _: __import__("no_such_library")
+    )
     with pytest.raises(DatasetError, match="pip install datasets"):
         load_problems("gsm8k")
 

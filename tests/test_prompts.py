@@ -5,8 +5,9 @@ import pytest
 from tiny import tiny_tokenizer
 
 from entropylens.errors import DatasetError, SettingError
-from entropylens.prompts import TEMPLATES, load_prompts
+from entropylens.prompts import load_prompts
 from entropylens.responses import Limits
+from entropylens.templates import TEMPLATES
 
 LIMITS = Limits(97, 5000)
 
@@ -109,7 +110,7 @@ def test_what_cannot_be_used_is_refused(tmp_path):
     listed = tmp_path / "listed.jsonl"
     listed.write_text('{"problem": "a", "answer": 1}\n{"problem": "b", "answer": [1, 2]}')
     for name, says in [
-        ("nowhere", "is no .parquet"),
+        ("nowhere", "no dataset 'nowhere': name a .parquet"),
         (str(wrong), "text, label"),
         (str(broken), "cannot be read"),
         (str(torn), "cannot be read"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from entropylens.sources.nnsight import RemoteReader
 
-__all__ = ["Subject"]
+__all__ = ["Subject", "model_fingerprint"]
 
 #: What decides which adapters of a PEFT layer are in effect.
 _ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
@@ -60,29 +60,39 @@ class Subject:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of its configuration, and of every parameter's sum and a sample of it."""
-        config = self.model.config.to_dict()
-        for unimportant in ("_name_or_path", "transformers_version", "_attn_implementation"):
-            config.pop(unimportant, None)
-        text = json.dumps(config, sort_keys=True, default=str)
-        digest = hashlib.sha256(text.encode())
-        if self.remote is not None:  # its weights are told by name only
-            digest.update(f"{self.name}@{self.revision}".encode())
-        for name, module in self.model.named_modules():
-            state = [getattr(module, it, None) for it in _ADAPTER_STATE]
-            if any(it is not None for it in state):
-                digest.update(f"{name}{state}".encode())
-        tensors = (*self.model.named_parameters(), *self.model.named_buffers())
-        for name, parameter in tensors:
-            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-            if parameter.is_meta:
-                owner, _, own_name = name.rpartition(".")
-                hook = getattr(self.model.get_submodule(owner), "_hf_hook", None)
-                stored = getattr(hook, "weights_map", None)
-                if stored is None:  # on a server, where its name stands for it
-                    continue
-                parameter = stored[own_name]
-            flat = parameter.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
-            digest.update(torch.nan_to_num(sample).numpy().tobytes())
-            digest.update(f"{float(flat.sum(dtype=torch.float32)):.6g}".encode())
-        return digest.hexdigest()[:32]
+        if self.remote is None:
+            return model_fingerprint(self.model)
+        return model_fingerprint(self.model, f"{self.name}@{self.revision}")
+
+
+def model_fingerprint(model: PreTrainedModel, known_as: str = "") -> str:
+    """A digest of a model's configuration, and of every parameter's sum and a sample of it.
+
+    Args:
+        model: a Hugging Face model.
+        known_as: what stands for the weights of one that lies on a server.
+    """
+    config = model.config.to_dict()
+    for unimportant in ("_name_or_path", "transformers_version", "_attn_implementation"):
+        config.pop(unimportant, None)
+    text = json.dumps(config, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode())
+    digest.update(known_as.encode())
+    for name, module in model.named_modules():
+        state = [getattr(module, it, None) for it in _ADAPTER_STATE]
+        if any(it is not None for it in state):
+            digest.update(f"{name}{state}".encode())
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        if parameter.is_meta:
+            owner, _, own_name = name.rpartition(".")
+            hook = getattr(model.get_submodule(owner), "_hf_hook", None)
+            stored = getattr(hook, "weights_map", None)
+            if stored is None:  # on a server, where its name stands for it
+                continue
+            parameter = stored[own_name]
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
+        digest.update(torch.nan_to_num(sample).numpy().tobytes())
+        digest.update(f"{float(flat.sum(dtype=torch.float32)):.6g}".encode())
+    return digest.hexdigest()[:32]

@@ -5,7 +5,7 @@ from bupo.launch import compose, presets
 from transformers import PreTrainedTokenizerFast
 
 from entropylens.errors import SettingError
-from entropylens.prompts import TEMPLATES
+from entropylens.templates import TEMPLATES
 
 MODELS = {
     "qwen3-4b": ("Qwen/Qwen3-4B", 6, 30, 7168),

@@ -18,12 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from bupo.checks import reward_function
 from bupo.layer_probe import Graded, LayerProbe, probe_layers
 from entropylens.analysis import analyze
+from entropylens.engines.hf import HFEngine
 from entropylens.errors import SettingError
 from entropylens.files import make_directory, write_text
-from entropylens.generation import Sampling, generate
+from entropylens.generation import generate
 from entropylens.prompts import load_prompts
 from entropylens.results import Analysis
 from entropylens.rundir import open_run
+from entropylens.sampling import Sampling
 from entropylens.sources import hf, load_named
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def measure_layers(config: DictConfig, directory: Path, *, force: bool = False) 
         "prompts": [prompt.key for prompt in prompts],
     }
     run = open_run(directory, settings, force=force)
-    answers = generate(subject, prompts, sampling, run.completions)
+    answers = generate(HFEngine.of(subject), prompts, sampling, run.completions)
     score = reward_function(config)
     graded = []
     for number, answer in enumerate(answers):

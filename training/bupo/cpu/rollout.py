@@ -21,13 +21,13 @@ from torch import Tensor
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-from entropylens.generation import (
+from entropylens.engines.engine import until_end
+from entropylens.engines.hf import (
     draw_tokens,
     end_tokens,
     keyed_draws,
     left_padded,
     plain_generation,
-    until_end,
 )
 
 __all__ = ["GenerateAdapter", "GenerateReplica", "GenerateServer", "Request", "answer"]

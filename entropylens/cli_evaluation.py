@@ -1,0 +1,343 @@
+"""The command line's evaluation part: generate, evaluate, compare."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from entropylens.cli_common import Debug, Json, Thinking, prepare_process, reported
+
+if TYPE_CHECKING:
+    from entropylens.sampling import Sampling
+    from entropylens.scores import Evaluation
+
+__all__ = ["compare", "evaluate", "generate"]
+
+
+class EngineName(StrEnum):
+    """What answers."""
+
+    auto = "auto"
+    hf = "hf"
+    vllm = "vllm"
+
+
+class Grading(StrEnum):
+    """How answers are judged."""
+
+    math = "math"
+    strict = "strict"
+
+
+Benchmark = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--benchmark",
+        help="math500 | amc23 | aime24 | aime25 | gsm8k | a file | a Hub id | "
+        "reasoning_gym:TASK; may be repeated.",
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option("-n", "--samples", help="Answers a problem; default 32 for AIME, else 16."),
+]
+NumProblems = Annotated[
+    int | None, typer.Option(help="The first problems of each; a task's number of problems.")
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens an answer at most.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy; default 1.")]
+TopP = Annotated[float | None, typer.Option(help="Default 1: off.")]
+TopK = Annotated[int | None, typer.Option(help="Default 0: off.")]
+Penalty = Annotated[float | None, typer.Option(help="Default 1: off.")]
+OwnSampling = Annotated[
+    bool,
+    typer.Option("--model-sampling", help="Take what the model's generation_config sets."),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(help="chat | qwen-math | qwen3-nothinking | octothinker | plain."),
+]
+ProblemColumn = Annotated[str | None, typer.Option(help="Where it has another name.")]
+AnswerColumn = Annotated[str | None, typer.Option(help="Where it has another name.")]
+Split = Annotated[str | None, typer.Option(help="Of a Hub dataset; default test.")]
+DatasetRevision = Annotated[
+    str | None, typer.Option(help="Of the Hub datasets; a run keeps the commit it began with.")
+]
+EngineOption = Annotated[
+    EngineName, typer.Option("--engine", help="auto takes vLLM where it is installed.")
+]
+TensorParallel = Annotated[int, typer.Option(help="GPUs that hold the model together (vLLM).")]
+DataParallel = Annotated[int, typer.Option(help="Copies that share the problems (Ray).")]
+Dtype = Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda.")]
+Revision = Annotated[str | None, typer.Option(help="Of the model.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the model repository's code.")
+]
+Seed = Annotated[int, typer.Option(help="Of the draws.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Default: runs/<model>-<n>.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace another run in the output directory.")
+]
+
+
+def generate(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, directory, GGUF file, veRL checkpoint, or `bundled`.")
+    ],
+    benchmark: Benchmark = None,
+    samples: Samples = None,
+    num_problems: NumProblems = None,
+    max_new_tokens: MaxNewTokens = 8192,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: Penalty = None,
+    model_sampling: OwnSampling = False,
+    template: Template = None,
+    thinking: Annotated[Thinking | None, typer.Option(help="For models that can think.")] = None,
+    problem_column: ProblemColumn = None,
+    answer_column: AnswerColumn = None,
+    split: Split = None,
+    dataset_revision: DatasetRevision = None,
+    output: Output = None,
+    engine: EngineOption = EngineName.auto,
+    tensor_parallel: TensorParallel = 1,
+    data_parallel: DataParallel = 1,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    seed: Seed = 0,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Let a model answer problems; `analyze --responses` and `evaluate` go on from the file."""
+    with reported(debug):
+        from entropylens.engines import open_engine
+        from entropylens.evaluation import answer_benchmarks, load_benchmarks
+        from entropylens.rundir import new_directory
+
+        prepare_process()
+        directory = output or new_directory(model)
+        asked = load_benchmarks(
+            benchmark or [], directory,
+            source=_source(problem_column, answer_column, split, dataset_revision),
+            num_problems=num_problems, need_answers=False,
+        )  # fmt: skip
+        opened = open_engine(
+            model, engine=engine.value, dtype=dtype, device=device, revision=revision,
+            trust_remote_code=trust_remote_code, tensor_parallel=tensor_parallel,
+            data_parallel=data_parallel,
+        )  # fmt: skip
+        run, journals = answer_benchmarks(
+            opened, asked, directory, num_samples=samples,
+            sampling=_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed),
+            own_sampling=model_sampling, template=template,
+            thinking=None if thinking is None else thinking is Thinking.on, force=force,
+        )  # fmt: skip
+        count = sum(len(it.prompts) * it.sampling.num_samples for it in journals)
+        typer.echo(f"{count} answers in {run.completions}")
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Hub ids, directories, GGUF files, veRL checkpoints or runs, or `bundled`."
+        ),
+    ],
+    benchmark: Benchmark = None,
+    samples: Samples = None,
+    k: Annotated[
+        list[int] | None, typer.Option(help="Of Pass@K and Maj@K; default 1, 2, 4 ... n.")
+    ] = None,
+    num_problems: NumProblems = None,
+    grading: Annotated[
+        Grading, typer.Option(help="math: Math-Verify | strict: equal text, as the paper's code.")
+    ] = Grading.math,
+    max_new_tokens: MaxNewTokens = 8192,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: Penalty = None,
+    model_sampling: OwnSampling = False,
+    template: Template = None,
+    thinking: Annotated[Thinking | None, typer.Option(help="For models that can think.")] = None,
+    problem_column: ProblemColumn = None,
+    answer_column: AnswerColumn = None,
+    split: Split = None,
+    dataset_revision: DatasetRevision = None,
+    output: Output = None,
+    engine: EngineOption = EngineName.auto,
+    tensor_parallel: TensorParallel = 1,
+    data_parallel: DataParallel = 1,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Avg@K, Pass@K and Maj@K of a model, with intervals; of several, Table 1 as well.
+
+    The same command resumes what was interrupted.
+    """
+    with reported(debug):
+        from entropylens.evaluation import evaluate as run
+        from entropylens.rundir import new_directory
+
+        prepare_process()
+        named = _named(models)
+        directory = output or new_directory(models[0] if len(named) == 1 else "evaluations")
+        found = {}
+        for name, model in named.items():
+            place = directory if len(named) == 1 else directory / name
+            found[name] = run(
+                model,
+                benchmark or [],
+                num_samples=samples,
+                ks=k or (),
+                num_problems=num_problems,
+                source=_source(problem_column, answer_column, split, dataset_revision),
+                sampling=_sampling(
+                    max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed
+                ),
+                own_sampling=model_sampling,
+                template=template,
+                thinking=None if thinking is None else thinking is Thinking.on,
+                grading=grading.value,
+                output=place,
+                force=force,
+                engine=engine.value,
+                tensor_parallel=tensor_parallel,
+                data_parallel=data_parallel,
+                dtype=dtype,
+                device=device,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
+        _tell(found, as_json)
+        if len(found) > 1:
+            _write_table1(found, directory)
+        elif not as_json:
+            typer.echo(f"\nWritten to {directory}")
+
+
+def compare(
+    directories: Annotated[
+        list[Path], typer.Argument(help="What `evaluate` wrote; the first is compared with each.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the tables there as well.")
+    ] = None,
+    k: Annotated[
+        list[int] | None, typer.Option(help="Of Pass@K and Maj@K; default 1, 2, 4 ... n.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say which evaluation is better, problem by problem, or that they cannot be told apart."""
+    with reported(debug):
+        from entropylens.comparison import compare as run
+        from entropylens.dataset_files import task_names
+        from entropylens.errors import SettingError
+        from entropylens.scores import Evaluation
+
+        if len(directories) < 2:
+            raise SettingError("there is one directory", "name at least two")
+        names = task_names([str(it.resolve()) for it in directories])
+        found = {name: Evaluation.load(it) for name, it in zip(names, directories, strict=True)}
+        (first, base), *others = found.items()
+        compared = [run(base, it, (first, name), ks=k or (), seed=seed) for name, it in others]
+        if as_json:
+            frames = [json.loads(it.frame.to_json(orient="records")) for it in compared]
+            told = [
+                {"first": it.first, "second": it.second, "sentences": it.sentences, "rows": frame}
+                for it, frame in zip(compared, frames, strict=True)
+            ]
+            typer.echo(json.dumps(told, indent=2))
+        else:
+            for one in compared:
+                typer.echo("\n".join(one.sentences))
+        if output is not None:
+            for one in compared:
+                one.save(output if len(compared) == 1 else output / one.second)
+            _write_table1(found, output)
+
+
+def _tell(found: dict[str, Evaluation], as_json: bool) -> None:
+    from rich.console import Console
+
+    from entropylens.terminal import score_table
+
+    if as_json:
+        told = {
+            name: it.to_dict() | {"scores": json.loads(it.scores.to_json(orient="records"))}
+            for name, it in found.items()
+        }
+        typer.echo(json.dumps(told if len(told) > 1 else next(iter(told.values())), indent=2))
+        return
+    for name, evaluation in found.items():
+        if len(found) > 1:
+            typer.echo(f"{name}:")
+        Console().print(score_table(evaluation))
+
+
+def _write_table1(found: dict[str, Evaluation], directory: Path) -> None:
+    from entropylens.table1 import markdown, table1, write_table1
+
+    table = table1(found)
+    paths = write_table1(table, directory)
+    typer.echo(f"\n{markdown(table)}\nWritten to {', '.join(map(str, paths))}", err=True)
+
+
+def _named(models: list[str]) -> dict[str, str]:
+    """Names of the directories, and models; a training run stands for its checkpoints."""
+    from entropylens.dataset_files import task_names
+    from entropylens.sources import verl
+
+    found = {}
+    for name, model in zip(task_names(models), models, strict=True):
+        steps = verl.steps(Path(model))
+        if len(steps) < 2:
+            found[name] = model
+            continue
+        prefix = "" if len(models) == 1 else f"{name}-"
+        found |= {f"{prefix}step_{step}": str(path.parent) for step, path in steps}
+    return found
+
+
+def _source(
+    problems: str | None, answers: str | None, split: str | None, revision: str | None
+) -> Any:
+    from entropylens.problems import Source
+
+    return Source(problems, answers, split, revision)
+
+
+def _sampling(
+    max_new_tokens: int,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    repetition_penalty: float | None,
+    seed: int,
+) -> Sampling:
+    from entropylens.sampling import Sampling
+
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    return Sampling(max_new_tokens=max_new_tokens, seed=seed, **given)
