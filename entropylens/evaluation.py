@@ -281,7 +281,8 @@ def _check_golds(problems: Problems, grader: Grader) -> None:
         problem = problems.items[place]
         raise DatasetError(
             f"dataset {problems.source!r}, row {problem.index + 1}: the gold answer "
-            f"{problem.answer!r} cannot be used ({why}), and {len(wrong) - 1} others",
+            f"{problem.answer!r} cannot be used ({why})"
+            + (f", nor {len(wrong) - 1} others" if len(wrong) > 1 else ""),
             "mend the rows, or compare as text with --grading strict",
         )
 

@@ -145,7 +145,9 @@ def open_run(
         if found == mark and not force:
             return RunDirectory(path)
         if not force:
-            what = "something else" if found is None else "a run with other settings"
+            what = "something else"
+            if found is not None:
+                what = f"a run with other settings{_difference(run_file, settings)}"
             raise OutputDirectoryError(
                 f"{str(path)!r} holds {what}",
                 "choose another directory with -o, or pass --force to replace that run",
@@ -163,6 +165,17 @@ def _read_mark(run_file: Path) -> str | None:
         return str(json.loads(run_file.read_text(encoding="utf-8"))["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _difference(run_file: Path, settings: Mapping[str, Any]) -> str:
+    """The names of settings that differ, in brackets."""
+    try:
+        theirs = dict(json.loads(run_file.read_text(encoding="utf-8"))["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    ours = json.loads(json.dumps(dict(settings)))
+    names = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _clear(path: Path) -> None:
