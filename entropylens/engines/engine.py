@@ -69,6 +69,10 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back what was started: processes, and GPU memory of its own."""
+        ...
+
 
 def until_end(ids: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
     """An answer up to its end token, which it keeps."""

@@ -120,6 +120,9 @@ class HFEngine:
                         ) from error
                     yield {job: found[job] for job in batch if job in wanted}
 
+    def close(self) -> None:
+        """Nothing was started: the model goes with its last reference."""
+
     def _batches(
         self, prompts: Sequence[Prompt], jobs: Sequence[Job], sampling: Sampling
     ) -> Iterator[tuple[int, list[Job]]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from entropylens.engines import open_one
 from entropylens.engines.engine import Answers, Job
-from entropylens.errors import SettingError
+from entropylens.errors import EntropyLensError, SettingError
 from entropylens.prompts import Prompt
 from entropylens.sampling import Sampling
 
@@ -32,6 +33,9 @@ class ShardedEngine:
     """
 
     def __init__(self, model: str, engine: str, options: Mapping[str, Any], copies: int) -> None:
+        # Without it Ray makes the machine's own address of 127.0.0.1.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             import ray
         except ImportError as error:
@@ -41,24 +45,28 @@ class ShardedEngine:
         import torch
 
         if not ray.is_initialized():
-            ray.init(
-                include_dashboard=False, log_to_driver=False, configure_logging=False,
-                _node_ip_address="127.0.0.1",
-            )  # fmt: skip
+            ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
         needs: dict[str, float] = {"num_cpus": 1}
         if torch.cuda.is_available():
             needs["num_gpus"] = options.get("tensor_parallel", 1)
-            there = ray.cluster_resources().get("GPU", 0)
-            if there < copies * needs["num_gpus"]:
+        free = ray.available_resources()
+        for kind, number in needs.items():
+            there = free.get(kind.removeprefix("num_").removesuffix("s").upper(), 0)
+            if there < copies * number:
                 raise SettingError(
-                    f"{copies} copies of {needs['num_gpus']:g} GPUs are more than the {there:g} "
-                    "that Ray has",
+                    f"{copies} copies need {copies * number:g} {kind.removeprefix('num_')}, and "
+                    f"{there:g} are free",
                     "lower --data-parallel or --tensor-parallel",
                 )
         self._ray = ray
         actor = ray.remote(_Copy).options(**needs)
-        self._copies = [actor.remote(model, engine, dict(options)) for _ in range(copies)]
-        told = ray.get(self._copies[0].told.remote())
+        self._copies = [actor.remote() for _ in range(copies)]
+        opening = [it.open.remote(model, engine, dict(options)) for it in self._copies]
+        try:
+            told = self._get(opening)[0]
+        except BaseException:
+            self.close()
+            raise
         self.name = model
         self.fingerprint: str = told["fingerprint"]
         self.settings: Mapping[str, Any] = told["settings"]
@@ -69,8 +77,23 @@ class ShardedEngine:
     @property
     def suggested(self) -> Mapping[str, Any]:
         """The fields of Sampling that the model's generation_config sets."""
-        found: Mapping[str, Any] = self._ray.get(self._copies[0].suggested.remote())
+        found: Mapping[str, Any] = self._get(self._copies[0].suggested.remote())
         return found
+
+    def close(self) -> None:
+        """End the copies."""
+        for copy in self._copies:
+            self._ray.kill(copy)
+        self._copies = []
+
+    def _get(self, reference: Any) -> Any:
+        """What a copy returns or raises."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, EntropyLensError):
+                raise error.cause from None
+            raise
 
     def answer(
         self,
@@ -98,7 +121,7 @@ class ShardedEngine:
             done, _ = ray.wait(list(running))
             for one in done:
                 give(running.pop(one))
-                found: Answers = ray.get(one)
+                found: Answers = self._get(one)
                 produced(sum(map(len, found.values())))
                 yield found
 
@@ -106,10 +129,8 @@ class ShardedEngine:
 class _Copy:
     """The actor: an engine of its own."""
 
-    def __init__(self, model: str, engine: str, options: dict[str, Any]) -> None:
+    def open(self, model: str, engine: str, options: dict[str, Any]) -> dict[str, Any]:
         self._engine = open_one(model, engine, options)
-
-    def told(self) -> dict[str, Any]:
         names = ("fingerprint", "settings", "tokenizer", "limits", "ends")
         return {name: getattr(self._engine, name) for name in names}
 

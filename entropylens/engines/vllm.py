@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -147,18 +148,24 @@ class VLLMEngine:
             if fresh:
                 yield fresh
 
+    def close(self) -> None:
+        """End vLLM and give its memory back."""
+        if self._started is not None:
+            self._started[1].engine_core.shutdown()
+            self._started = None
+
     def _engine(self, length: int) -> Any:
         """vLLM's own engine, started for prompts and answers of this length together."""
         if self.limits.context is not None:
             length = min(length, self.limits.context)
         if self._started is None or self._started[0] < length:
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
             from vllm import LLM
 
-            self._started = None
+            self.close()
             llm = LLM(
                 model=self._source,
                 tokenizer=self._source,
-                skip_tokenizer_init=True,
                 trust_remote_code=self._options["trust_remote_code"],
                 revision=self._options.get("revision"),
                 dtype=self._dtype,
