@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -58,9 +59,10 @@ def prepare_process() -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from entropylens.doctor import usable_cores
+    from entropylens.doctor import free_cores
 
-    torch.set_num_threads(usable_cores())
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(free_cores())
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     handler = logging.StreamHandler(sys.stderr)

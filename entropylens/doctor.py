@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from entropylens.anatomy import Anatomy
     from entropylens.verification import Verification
 
-__all__ = ["Examined", "environment", "examine", "family_table", "usable_cores"]
+__all__ = [
+    "Examined",
+    "environment",
+    "examine",
+    "family_table",
+    "free_cores",
+    "usable_cores",
+]
 
 _PACKAGES = ("entropylens", "torch", "transformers", "numpy", "pandas", "matplotlib", "safetensors")
 _OPTIONAL = {
@@ -144,6 +151,14 @@ def _transform(anatomy: Anatomy) -> str:
 def usable_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_cores() -> int:
+    """The cores to compute with: those that others keep busy would make threads wait for each
+    other, which costs ten times what they bring.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, min(usable_cores(), round((os.cpu_count() or 1) - load)))
 
 
 def _size(path: Path) -> str:

@@ -211,3 +211,16 @@ def test_doctor(entropylens, model_directory, tmp_path):
     assert done.returncode == 0
     assert "LlamaForCausalLM, 4 layers" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.strip()[:2] in "1 2 3 4 "]) >= 4
+
+
+@pytest.mark.parametrize(
+    ("load", "cores", "usable", "threads"),
+    [(0.0, 2, 2, 2), (1.4, 2, 2, 1), (9.0, 2, 2, 1), (3.7, 64, 2, 2), (60.0, 64, 16, 4)],
+)
+def test_busy_cores_are_left_alone(monkeypatch, load, cores, usable, threads):
+    from entropylens import doctor
+
+    monkeypatch.setattr(doctor.os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(doctor, "usable_cores", lambda: usable)
+    assert doctor.free_cores() == threads

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Subject", "model_fingerprint"]
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: What decides which adapters of a PEFT layer are in effect.
 _ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
 
@@ -91,8 +92,9 @@ def model_fingerprint(model: PreTrainedModel, known_as: str = "") -> str:
             if stored is None:  # on a server, where its name stands for it
                 continue
             parameter = stored[own_name]
+        # As integers: their sum is exact, whatever the order and the number of threads.
         flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 64)].float().cpu()
-        digest.update(torch.nan_to_num(sample).numpy().tobytes())
-        digest.update(f"{float(flat.sum(dtype=torch.float32)):.6g}".encode())
+        bits = flat.view(_INTEGERS.get(flat.element_size(), torch.uint8))
+        sample = bits[:: max(1, bits.numel() // 64)]
+        digest.update(f"{sample.tolist()}{int(bits.sum(dtype=torch.int64))}".encode())
     return digest.hexdigest()[:32]

@@ -12,6 +12,7 @@ from entropylens.errors import (
     WeightsError,
 )
 from entropylens.sources import hf
+from entropylens.sources.subject import model_fingerprint
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,23 @@ def test_shards_are_checked_one_by_one(tmp_path):
     shards[1].unlink()
     with pytest.raises(WeightsError, match=shards[1].name):
         hf.load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_fingerprint_is_the_models_alone(dtype):
+    """Not the number of threads that add its weights up; and it sees a change of one weight."""
+    model = tiny_model("llama", dtype)
+    with torch.no_grad():  # large enough that torch divides the sum among threads
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(4096, 64).to(dtype))
+    threads = torch.get_num_threads()
+    found = set()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.add(model_fingerprint(model))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+    with torch.no_grad():
+        model.lm_head.weight[4095, 1] += 1
+    assert model_fingerprint(model) not in found
