@@ -29,20 +29,41 @@ def training_file(tmp_path_factory):
     return tmp_path_factory.mktemp("data") / "data.parquet"
 
 
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, model_directory):
+    """Two evaluations, and the problems."""
+    from entropylens.evaluation import evaluate
+    from entropylens.sampling import Sampling
+
+    path = tmp_path_factory.mktemp("evaluated")
+    (path / "problems.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+    for seed, name in enumerate("ab"):
+        evaluate(
+            model_directory, [str(path / "problems.jsonl")], num_samples=2, output=path / name,
+            sampling=Sampling(max_new_tokens=4, seed=seed), progress=False,
+        )  # fmt: skip
+    return path
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("entropylens")])
-def test_commands_run(command, demo_run, model_directory, entropylens, tmp_path, training_file):
+def test_commands_run(
+    command, demo_run, model_directory, entropylens, tmp_path, training_file, evaluated
+):
     """MODEL stands for a user's model, FILE for their responses, runs/demo for the demo's run."""
     responses = tmp_path / "responses.jsonl"
     responses.write_text('{"prompt": "1+1=", "response": "2"}\n')
     replaced = {
         "MODEL": str(model_directory), "FILE.jsonl": str(responses), "runs/demo": str(demo_run[0]),
-        "data.parquet": str(training_file),
+        "data.parquet": str(training_file), "problems.jsonl": str(evaluated / "problems.jsonl"),
+        "runs/a": str(evaluated / "a"), "runs/b": str(evaluated / "b"),
         "data.train_files=data.parquet": f"data.train_files={training_file}",
     }  # fmt: skip
     words = [replaced.get(word, word) for word in shlex.split(command)[1:]]
     if words[0] in ("analyze", "train"):
         words += ["-o", str(tmp_path / "run")]
+    if words[0] == "evaluate":
+        words[-1] = str(tmp_path / "run")
     done = entropylens(*words)
     assert done.returncode == 0, done.stderr
 
