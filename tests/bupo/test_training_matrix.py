@@ -68,8 +68,12 @@ def test_two_ranks_make_the_steps_of_one(toy, tmp_path):
 
 
 def test_a_reference_is_the_full_policy(toy, tmp_path):
-    # At step 1 reference and actor are equal: the KL of pi_theta is 0, that of pi_l is not.
-    kl = ("actor_rollout_ref.actor.use_kl_loss=True", "bupo.kl_in_internal_phase=True")
+    # Before the first update reference and actor are equal: the KL of pi_theta is 0, that of pi_l
+    # is not. One mini-batch a step, or later ones would be compared after it.
+    kl = (
+        *("actor_rollout_ref.actor.use_kl_loss=True", "bupo.kl_in_internal_phase=True"),
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    )
     plain = train(toy, tmp_path / "plain", *BUPO, *kl, "bupo.internal_steps=0")
     assert abs(metrics(plain)[0]["actor/kl_loss"]) < 1e-4
     internal = train(toy, tmp_path / "internal", *BUPO, *kl)
