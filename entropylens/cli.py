@@ -11,6 +11,7 @@ import typer
 
 from entropylens.cli_common import Debug, Json, Thinking, prepare_process, reported
 from entropylens.cli_evaluation import compare, evaluate, generate
+from entropylens.cli_figures import figures, plot
 from entropylens.cli_training import export, prepare, train
 
 if TYPE_CHECKING:
@@ -228,6 +229,8 @@ def doctor(
 app.command()(generate)
 app.command()(evaluate)
 app.command()(compare)
+app.command()(plot)
+app.command()(figures)
 app.command()(prepare)
 app.command()(train)
 app.command()(export)

@@ -15,6 +15,7 @@ __all__ = [
     "OutputDirectoryError",
     "ResponsesError",
     "SettingError",
+    "TrainingFilesError",
     "UnknownArchitectureError",
     "WeightsError",
 ]
@@ -98,6 +99,10 @@ class EvaluationFilesError(EntropyLensError):
 
 class NonFiniteStatesError(EntropyLensError):
     """A state of the model is NaN or infinite."""
+
+
+class TrainingFilesError(EntropyLensError):
+    """A directory holds no training run, or one that lacks what is asked for."""
 
 
 class AllocationError(EntropyLensError):

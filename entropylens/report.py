@@ -38,10 +38,13 @@ img {{ max-width: 100%; }} .wide {{ overflow-x: auto; }}
 
 #: What each figure shows, below it.
 _CAPTIONS = {
+    "figure1c_stages": "Entropy change of every FFN in its stage's colour (Fig. 1c).",
     "figure2_flow": "Entropy of every internal policy along depth (Fig. 2 of the paper).",
     "figure3_change": "Entropy change of attention and FFN with 95 % bands; grey is what random "
     "vectors of the same norms give (Fig. 3).",
     "figure8_cosine": "Residual cosine similarity (Fig. 8).",
+    "trainability": "How well each layer's policy knows the produced text: its NLL, and how often "
+    "its top token is pi_theta's.",
 }
 
 

@@ -37,7 +37,7 @@ OWN_FILES = (
     "scores.csv",
     "evaluation.json",
 )
-OWN_FIGURES = "figures/figure[0-9]*_*.p[nd][gf]"
+OWN_FIGURES = ("figures/figure[0-9]*_*.p[nd][gf]", "figures/trainability.p[nd][gf]")
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -182,7 +182,10 @@ def _clear(path: Path) -> None:
     try:
         if (path / PARTS).is_dir():
             shutil.rmtree(path / PARTS)
-        for file in [*(path / name for name in OWN_FILES), *path.glob(OWN_FIGURES)]:
+        for file in [
+            *(path / name for name in OWN_FILES),
+            *(file for pattern in OWN_FIGURES for file in path.glob(pattern)),
+        ]:
             file.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,14 @@ __all__ = [
     "ATTN",
     "CONTROL",
     "FFN",
+    "STAGE_COLORS",
     "STREAM",
+    "display_name",
     "figure_rows",
     "layer_axis",
     "mark_mixers",
+    "model_colors",
+    "panels",
     "save",
     "stage_bands",
 ]
@@ -35,7 +40,12 @@ __all__ = [
 _COLORS = sns.color_palette("colorblind").as_hex()
 STREAM, ATTN, FFN = _COLORS[7], _COLORS[0], _COLORS[3]
 CONTROL = "0.6"
+#: Darker than the shades behind a panel, for bars; and apart from each other in grey.
+STAGE_COLORS = {"exploration": "#e69f00", "integration": "#bbbbbb", "convergence": "#0072b2"}
 _STAGE_SHADES = {"exploration": "#fdf0d9", "integration": "#f1f1f1", "convergence": "#dfeaf4"}
+
+#: A page of one and of two columns, in inches.
+COLUMN_INCHES = {1: 3.35, 2: 6.9}
 
 _SETTINGS: Any = {
     **sns.axes_style("ticks"),
@@ -46,6 +56,53 @@ _SETTINGS: Any = {
     "legend.frameon": False,
     "figure.dpi": 150,
 }
+
+
+#: Models whose Hub names are not what the paper calls them.
+_PAPER_NAMES = {
+    "OctoThinker-3B-Long-Base": "Llama-OctoThinker-3B-Base",
+    "OctoThinker-8B-Long-Base": "Llama-OctoThinker-8B-Base",
+    "deepseek-math-7b-base": "DeepSeek-Math-7B-Base",
+}
+
+
+def display_name(model: str) -> str:
+    """What the paper calls a model: its Hub name without the owner, mostly."""
+    name = Path(model).name
+    return _PAPER_NAMES.get(name, name)
+
+
+def model_colors(names: Sequence[str]) -> list[str]:
+    """A colour for each name: the same in every figure, unless two of one figure would be alike."""
+    palette = [_COLORS[place] for place in (0, 1, 2, 3, 4, 5, 8, 9)]
+    taken: dict[int, str] = {}
+    found = []
+    for name in names:
+        place = zlib.crc32(name.encode()) % len(palette)
+        for _ in palette:
+            if taken.setdefault(place, name) == name:
+                break
+            place = (place + 1) % len(palette)
+        found.append(palette[place])
+    return found
+
+
+@contextmanager
+def panels(
+    columns: int, *, rows: int = 1, width: float = 3.0, height: float = 2.4, sharey: bool = False
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of panels in rows, in the house style.
+
+    Args:
+        columns: panels a row.
+        rows: how many rows.
+        width, height: of one panel, in inches.
+        sharey: one scale for all.
+    """
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+        yield figure, [axes for row in grid for axes in row]
 
 
 @contextmanager
@@ -64,7 +121,7 @@ def figure_rows(
         figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex="col", sharey="row")
         for column, analysis in enumerate(analyses):
-            grid[0][column].set_title(Path(analysis.model).name, loc="left", fontweight="bold")
+            grid[0][column].set_title(display_name(analysis.model), loc="left", fontweight="bold")
         yield figure, [[grid[row][column] for row in range(rows)] for column in range(columns)]
 
 
@@ -119,8 +176,19 @@ def mark_mixers(
             )
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.png and `stem`.pdf, whole, and return their paths."""
+def save(figure: Figure, stem: Path, columns: int | None = None) -> list[Path]:
+    """Write `stem`.png and `stem`.pdf, whole, and return their paths.
+
+    Args:
+        figure: what to write.
+        stem: where, without the suffix.
+        columns: fit it to this many columns of a paper's page (1 or 2), its height in proportion
+            but no lower than it must be.
+    """
+    if columns is not None:
+        width, height = figure.get_size_inches()
+        wanted = COLUMN_INCHES[columns]
+        figure.set_size_inches(wanted, max(height * wanted / width, min(height, 0.6 * wanted)))
     make_directory(stem.parent)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     with mpl.rc_context(_SETTINGS):

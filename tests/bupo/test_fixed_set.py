@@ -9,7 +9,6 @@ import pytest
 import torch
 from bupo.drift import Start, divergence
 from bupo.fixed_set import FixedSet, choose
-from bupo.look import Look, trajectory
 from tiny import VOCAB, tiny_model
 
 import entropylens
@@ -20,6 +19,7 @@ from entropylens.errors import (
     SettingError,
     WeightsError,
 )
+from entropylens.look import Look, trajectory
 from entropylens.policy import Unembedding
 from entropylens.transform import OutputTransform
 

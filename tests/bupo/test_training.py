@@ -5,12 +5,12 @@ import json
 import pandas as pd
 import pytest
 import torch
-from bupo.look import trajectory
 from safetensors.torch import load_file
 from trained import exported, interrupt, metrics, save_toy, start, steps_of, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from entropylens import Analysis
+from entropylens.look import trajectory
 
 LAYER = 2
 BUPO = (f"bupo.layer={LAYER}", "bupo.internal_steps=2")

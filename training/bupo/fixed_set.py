@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bupo.drift import Drift, Start, measure_drift
-from bupo.look import LOOK_FILE, Look
 from entropylens.capture import evaluating
 from entropylens.errors import OutputDirectoryError, SettingError
 from entropylens.files import make_directory, write_text
+from entropylens.look import LOOK_FILE, Look
 from entropylens.measure import BATCH_TOKENS, measure
 from entropylens.memory import allocations_explained, smaller_batches
 from entropylens.policy import Unembedding
