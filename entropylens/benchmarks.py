@@ -55,8 +55,13 @@ NAMED: Mapping[str, HubDataset] = {
 
 BENCHMARKS = tuple(name for name, one in NAMED.items() if one.test is not None)
 
-#: Table 1's columns in its order: beginnings of names, and the title.
-_TITLES = {"amc": "AMC", "math": "MATH500", "aime24": "AIME24", "aime25": "AIME25"}
+#: Table 1's columns in its order: the title, and what its dataset may be called.
+_TITLES = {
+    "AMC": ("amc23", "amc2023", "amc"),
+    "MATH500": ("math500", "math"),
+    "AIME24": ("aime24", "aime2024"),
+    "AIME25": ("aime25", "aime2025"),
+}
 
 
 def default_samples(name: str) -> int:
@@ -66,9 +71,8 @@ def default_samples(name: str) -> int:
 
 def column_title(name: str) -> tuple[int, str]:
     """Where a benchmark stands in the layout of Table 1, and its title there."""
-    plain = name.lower().replace("_", "").replace("-", "").replace("2024", "24")
-    plain = plain.replace("2025", "25")
-    for place, (start, title) in enumerate(_TITLES.items()):
-        if plain.startswith(start):
+    plain = name.lower().rsplit("/", 1)[-1].replace("_", "").replace("-", "")
+    for place, (title, names) in enumerate(_TITLES.items()):
+        if plain in names:
             return place, title
     return len(_TITLES), name

@@ -123,11 +123,13 @@ def generate(
         from entropylens.rundir import new_directory
 
         prepare_process()
+        drawing = (temperature, top_p, top_k, repetition_penalty)
+        sampling = _sampling(max_new_tokens, seed, model_sampling, *drawing)
         directory = output or new_directory(model)
         asked = load_benchmarks(
             benchmark or [], directory,
             source=_source(problem_column, answer_column, split, dataset_revision),
-            num_problems=num_problems, need_answers=False,
+            num_problems=num_problems, need_answers=False, force=force,
         )  # fmt: skip
         opened = open_engine(
             model, engine=engine.value, dtype=dtype, device=device, revision=revision,
@@ -136,7 +138,7 @@ def generate(
         )  # fmt: skip
         run, journals = answer_benchmarks(
             opened, asked, directory, num_samples=samples,
-            sampling=_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed),
+            sampling=sampling,
             own_sampling=model_sampling, template=template,
             thinking=None if thinking is None else thinking is Thinking.on, force=force,
         )  # fmt: skip
@@ -190,11 +192,15 @@ def evaluate(
     The same command resumes what was interrupted.
     """
     with reported(debug):
+        from entropylens.engines import check_named
         from entropylens.evaluation import evaluate as run
         from entropylens.rundir import new_directory
 
         prepare_process()
+        drawing = (temperature, top_p, top_k, repetition_penalty)
+        sampling = _sampling(max_new_tokens, seed, model_sampling, *drawing)
         named = _named(models)
+        check_named(list(named.values()), revision, trust_remote_code)
         directory = output or new_directory(models[0] if len(named) == 1 else "evaluations")
         found = {}
         for name, model in named.items():
@@ -206,9 +212,7 @@ def evaluate(
                 ks=k or (),
                 num_problems=num_problems,
                 source=_source(problem_column, answer_column, split, dataset_revision),
-                sampling=_sampling(
-                    max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed
-                ),
+                sampling=sampling,
                 own_sampling=model_sampling,
                 template=template,
                 thinking=None if thinking is None else thinking is Thinking.on,
@@ -223,11 +227,16 @@ def evaluate(
                 revision=revision,
                 trust_remote_code=trust_remote_code,
             )
-        _tell(found, as_json)
+            if not as_json:
+                _tell(name if len(named) > 1 else "", found[name], place)
+        if as_json:
+            told = {
+                name: it.to_dict() | {"scores": json.loads(it.scores.to_json(orient="records"))}
+                for name, it in found.items()
+            }
+            typer.echo(json.dumps(told if len(told) > 1 else next(iter(told.values())), indent=2))
         if len(found) > 1:
             _write_table1(found, directory)
-        elif not as_json:
-            typer.echo(f"\nWritten to {directory}")
 
 
 def compare(
@@ -247,13 +256,13 @@ def compare(
     """Say which evaluation is better, problem by problem, or that they cannot be told apart."""
     with reported(debug):
         from entropylens.comparison import compare as run
-        from entropylens.dataset_files import task_names
         from entropylens.errors import SettingError
+        from entropylens.rundir import distinct_names
         from entropylens.scores import Evaluation
 
         if len(directories) < 2:
             raise SettingError("there is one directory", "name at least two")
-        names = task_names([str(it.resolve()) for it in directories])
+        names = distinct_names([str(it) for it in directories])
         found = {name: Evaluation.load(it) for name, it in zip(names, directories, strict=True)}
         (first, base), *others = found.items()
         compared = [run(base, it, (first, name), ks=k or (), seed=seed) for name, it in others]
@@ -273,39 +282,37 @@ def compare(
             _write_table1(found, output)
 
 
-def _tell(found: dict[str, Evaluation], as_json: bool) -> None:
+def _tell(name: str, evaluation: Evaluation, place: Path) -> None:
     from rich.console import Console
 
     from entropylens.terminal import score_table
 
-    if as_json:
-        told = {
-            name: it.to_dict() | {"scores": json.loads(it.scores.to_json(orient="records"))}
-            for name, it in found.items()
-        }
-        typer.echo(json.dumps(told if len(told) > 1 else next(iter(told.values())), indent=2))
-        return
-    for name, evaluation in found.items():
-        if len(found) > 1:
-            typer.echo(f"{name}:")
-        Console().print(score_table(evaluation))
+    if name:
+        typer.echo(f"{name}:")
+    Console().print(score_table(evaluation))
+    typer.echo(f"\nWritten to {place}")
 
 
 def _write_table1(found: dict[str, Evaluation], directory: Path) -> None:
+    from entropylens.errors import SettingError
     from entropylens.table1 import markdown, table1, write_table1
 
-    table = table1(found)
+    try:
+        table = table1(found)
+    except SettingError as error:
+        typer.echo(f"no Table 1: {error.line}", err=True)
+        return
     paths = write_table1(table, directory)
     typer.echo(f"\n{markdown(table)}\nWritten to {', '.join(map(str, paths))}", err=True)
 
 
 def _named(models: list[str]) -> dict[str, str]:
     """Names of the directories, and models; a training run stands for its checkpoints."""
-    from entropylens.dataset_files import task_names
+    from entropylens.rundir import distinct_names
     from entropylens.sources import verl
 
     found = {}
-    for name, model in zip(task_names(models), models, strict=True):
+    for name, model in zip(distinct_names(models), models, strict=True):
         steps = verl.steps(Path(model))
         if len(steps) < 2:
             found[name] = model
@@ -325,12 +332,14 @@ def _source(
 
 def _sampling(
     max_new_tokens: int,
+    seed: int,
+    own: bool,
     temperature: float | None,
     top_p: float | None,
     top_k: int | None,
     repetition_penalty: float | None,
-    seed: int,
 ) -> Sampling:
+    from entropylens.errors import SettingError
     from entropylens.sampling import Sampling
 
     given: dict[str, Any] = {
@@ -340,4 +349,9 @@ def _sampling(
         "repetition_penalty": repetition_penalty,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    if own and given:
+        raise SettingError(
+            f"--model-sampling and --{next(iter(given)).replace('_', '-')} contradict each other",
+            "pass one of them",
+        )
     return Sampling(max_new_tokens=max_new_tokens, seed=seed, **given)

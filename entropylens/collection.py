@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from entropylens.dataset_files import task_names
 from entropylens.errors import SettingError
 from entropylens.results import Analysis
+from entropylens.rundir import distinct_names
 from entropylens.scores import Evaluation
 from entropylens.training_run import TrainingRun
 
@@ -48,7 +48,7 @@ def load_collection(directories: Sequence[str | Path]) -> Collection:
     runs: dict[str, TrainingRun] = {}
     evaluations: dict[str, Evaluation] = {}
     probes: dict[str, pd.DataFrame] = {}
-    for name, path in zip(task_names([str(it) for it in paths]), paths, strict=True):
+    for name, path in zip(distinct_names([str(it) for it in paths]), paths, strict=True):
         before = len(analyses) + len(runs) + len(evaluations) + len(probes)
         for place in (path, path / "analysis"):
             if (place / "analysis.json").is_file():

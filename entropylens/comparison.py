@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from entropylens.errors import SettingError
 from entropylens.files import make_directory, write_text, write_whole
 from entropylens.resampling import PromptSums
-from entropylens.scores import AVERAGE, METRICS, Evaluation, powers_of_two
+from entropylens.scores import AVERAGE, METRICS, Evaluation, ks_of, powers_of_two
 
 __all__ = ["Comparison", "compare"]
 
@@ -35,13 +36,16 @@ class Comparison:
         second: the name of the other.
         frame: one row a benchmark, metric and K: `benchmark, metric, k, first, second,
             difference` (second - first), `low, high` (95 %, problems resampled with both models'
-            values), `problems, differing` (problems whose values differ), `verdict` (first |
-            second | cannot be told apart). Shares, not percentages.
+            values; NaN where fewer than 5 problems differ), `problems, differing` (problems whose
+            values differ), `p` (two-sided, by random signs), `verdict` (first | second | cannot
+            be told apart: interval and p must agree). Shares, not percentages.
+        unlike: how their answers were drawn differently.
     """
 
     first: str
     second: str
     frame: pd.DataFrame
+    unlike: tuple[str, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """`frame`."""
@@ -52,6 +56,8 @@ class Comparison:
         """What the Avg@K say, in words, and what they do not say."""
         rows = self.frame[self.frame["metric"] == "avg@k"]
         found = [self._sentence(row) for row in rows.to_dict("records")]
+        if self.unlike:
+            found.append(f"They were not drawn alike: {'; '.join(self.unlike)}.")
         return (
             *found,
             "Two checkpoints are compared here, not two methods: another seed of the same "
@@ -80,7 +86,12 @@ class Comparison:
         """
         path = make_directory(Path(directory))
         write_whole(path / "comparison.csv", lambda aside: self.frame.to_csv(aside, index=False))
-        told = {"first": self.first, "second": self.second, "sentences": self.sentences}
+        told = {
+            "first": self.first,
+            "second": self.second,
+            "unlike": self.unlike,
+            "sentences": self.sentences,
+        }
         write_text(path / "comparison.json", json.dumps(told, indent=2) + "\n")
 
     @classmethod
@@ -89,7 +100,7 @@ class Comparison:
         path = Path(directory)
         told = json.loads((path / "comparison.json").read_text(encoding="utf-8"))
         frame = pd.read_csv(path / "comparison.csv").astype({"k": "Int64"})
-        return cls(told["first"], told["second"], frame)
+        return cls(told["first"], told["second"], frame, tuple(told["unlike"]))
 
 
 def compare(
@@ -112,6 +123,9 @@ def compare(
     Raises:
         SettingError: no benchmark in common, or one of other problems or another judge.
     """
+    ks = ks_of(ks)
+    if seed < 0:
+        raise SettingError(f"--seed is {seed}", "give at least 0")
     shared = {one.name: one for one in first.benchmarks}
     pairs = [(shared[one.name], one) for one in second.benchmarks if one.name in shared]
     if not pairs:
@@ -146,7 +160,13 @@ def compare(
     if len(pairs) > 1:
         frame = pd.concat([frame, _average(frame, len(pairs))], ignore_index=True)
     called = names or (first.model, second.model)
-    return Comparison(*called, frame.astype({"k": "Int64"}))
+    drawn = (first.sampling, second.sampling)
+    unlike = tuple(
+        f"{name} {drawn[0].get(name)} and {drawn[1].get(name)}"
+        for name in {**drawn[0], **drawn[1]}
+        if name != "seed" and drawn[0].get(name) != drawn[1].get(name)
+    )
+    return Comparison(*called, frame.astype({"k": "Int64"}), unlike)
 
 
 def _difference(first: Any, second: Any, seed: int) -> dict[str, Any]:
@@ -154,8 +174,11 @@ def _difference(first: Any, second: Any, seed: int) -> dict[str, Any]:
     differing = int((np.abs(differences) > 1e-12).sum())
     sums = PromptSums(differences[:, None, None], np.ones(len(differences)))
     low, high = math.nan, math.nan
-    if differing:
+    if differing >= FEW_DIFFER:
         low, high = (float(it[0, 0]) for it in sums.draw(RESAMPLES, seed).studentised())
+        chance = _chance_of_signs(differences, seed)
+    else:
+        chance = 1.0
     return {
         "first": float(first.mean()),
         "second": float(second.mean()),
@@ -164,14 +187,23 @@ def _difference(first: Any, second: Any, seed: int) -> dict[str, Any]:
         "high": high,
         "problems": len(differences),
         "differing": differing,
-        "verdict": _verdict(low, high, differing),
+        "p": chance,
+        "verdict": _verdict(low, high, chance),
     }
 
 
-def _verdict(low: float, high: float, differing: int) -> str:
-    if differing >= FEW_DIFFER and low > 0:
+def _chance_of_signs(differences: Any, seed: int) -> float:
+    """How often signs thrown at random give a mean as far from zero (two-sided p)."""
+    signs = np.random.default_rng(seed).integers(0, 2, (RESAMPLES, len(differences))) * 2 - 1
+    thrown = np.abs(signs @ differences)
+    return float((1 + (thrown >= abs(differences.sum()) - 1e-9).sum()) / (1 + RESAMPLES))
+
+
+def _verdict(low: float, high: float, chance: float) -> str:
+    """Both must say so: the interval alone errs twice as often where few problems are solved."""
+    if chance <= 0.05 and low > 0:
         return "second"
-    if differing >= FEW_DIFFER and high < 0:
+    if chance <= 0.05 and high < 0:
         return "first"
     return _UNDECIDED
 
@@ -184,18 +216,22 @@ def _average(frame: pd.DataFrame, count: int) -> pd.DataFrame:
         if len(group) < count:
             continue
         row: dict[str, Any] = {"benchmark": AVERAGE, "metric": metric}
-        row["k"] = group["k"].iloc[0] if group["k"].nunique() == 1 else None
+        row["k"] = group["k"].iloc[0] if group["k"].nunique(dropna=False) == 1 else None
         for name in ("first", "second", "difference"):
             row[name] = float(group[name].mean())
-        # A benchmark without a difference has no interval, and adds none.
+        # A benchmark without any difference adds none; one with an unknown interval an unknown one.
+        alike = group["differing"] == 0
         for end, sign in (("low", -1), ("high", 1)):
-            distances = (group["difference"] - group[end]).fillna(0)
+            distances = (group["difference"] - group[end]).mask(alike, 0.0).to_numpy(float)
             row[end] = row["difference"] + sign * float(np.sqrt((distances**2).sum())) / count
         row["problems"], row["differing"] = (
             int(group[name].sum()) for name in ("problems", "differing")
         )
-        if not row["differing"]:
+        if alike.all():
             row["low"] = row["high"] = math.nan
-        row["verdict"] = _verdict(row["low"], row["high"], row["differing"])
+        # Stouffer's sum of the benchmarks' signed normal scores.
+        scores = np.sign(group["difference"]) * norm.isf(group["p"] / 2)
+        row["p"] = float(2 * norm.sf(abs(scores.sum()) / math.sqrt(count)))
+        row["verdict"] = _verdict(row["low"], row["high"], row["p"])
         rows.append(row)
     return pd.DataFrame(rows)

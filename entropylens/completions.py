@@ -150,10 +150,13 @@ class Journal:
     def _records(self) -> Iterator[Any]:
         if not self.path.is_file():
             return
+        tasks = {prompt.task for prompt in self.prompts}
+        wanted = tuple(f'{{"benchmark": {json.dumps(task)}, ' for task in tasks)
         try:
             with self.path.open(encoding="utf-8") as file:
                 for line in file:
-                    yield json.loads(line)
+                    if line.startswith(wanted):  # others need not be parsed
+                        yield json.loads(line)
         except OSError as error:
             raise unwritable(self.path, error) from error
         except ValueError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import islice
@@ -25,7 +26,7 @@ from entropylens.files import write_text
 from entropylens.generation import fill
 from entropylens.grading import Grade, Grader, task_gold
 from entropylens.problems import Problem, Problems, Source, load_problems
-from entropylens.prompts import Prompt, encode_problems
+from entropylens.prompts import Prompt, encode_problems, used_template
 from entropylens.rundir import RunDirectory, fingerprint, open_run
 from entropylens.sampling import Sampling
 from entropylens.scores import Evaluation, GradedBenchmark, ks_of
@@ -93,21 +94,20 @@ def evaluate(
         raise SettingError(f"no grading {grading!r}", f"choose one of {', '.join(GRADINGS)}")
     directory, wanted = Path(output), ks_of(ks)
     asked = load_benchmarks(
-        benchmarks, directory, source=source, num_problems=num_problems, size=num_problems or 0
+        benchmarks, directory, source=source, num_problems=num_problems, force=force
     )
     for one in asked:
-        n = num_samples or default_samples(one.name)
+        n = default_samples(one.name) if num_samples is None else num_samples
         if wanted and wanted[-1] > n:
             raise SettingError(
                 f"--k {wanted[-1]} is more than the n = {n} answers to each problem of {one.name}",
                 f"draw at least {wanted[-1]} answers with -n, or lower --k",
             )
     with ExitStack() as stack:
-        modes = [_mode(one, grading) for one in asked]
-        judges = {mode: stack.enter_context(_judge(mode)) for mode in dict.fromkeys(modes)}
-        graders = [judges[mode] for mode in modes]
-        for one, grader in zip(asked, graders, strict=True):
-            _check_golds(one, grader)
+        modes = dict.fromkeys(_mode(it, grading) for one in asked for it in one.items)
+        judges = {mode: stack.enter_context(_judge(mode)) for mode in modes}
+        for one in asked:
+            _check_golds(one, judges, grading)
         opened = stack.enter_context(closing(open_engine(model, **engine)))
         run, journals = answer_benchmarks(
             opened, asked, directory, num_samples=num_samples, sampling=sampling,
@@ -115,13 +115,14 @@ def evaluate(
             progress=progress,
         )  # fmt: skip
         grades = [
-            _grades(one, journal, grader, progress)
-            for one, journal, grader in zip(asked, journals, graders, strict=True)
+            _grades(one, journal, judges, grading, progress)
+            for one, journal in zip(asked, journals, strict=True)
         ]
     evaluation = Evaluation(
         model=opened.name,
         fingerprint=opened.fingerprint,
-        sampling=journals[0].settings | {"template": template, "thinking": thinking},
+        sampling=journals[0].settings
+        | {"template": used_template(template, opened.tokenizer), "thinking": thinking},
         benchmarks=tuple(
             GradedBenchmark(
                 name=one.name,
@@ -130,13 +131,16 @@ def evaluate(
                 num_problems=len(one.items),
                 num_samples=journal.sampling.num_samples,
                 digest=fingerprint({"problems": [(it.key, it.answer) for it in one.items]}),
-                grader=grader.name,
+                grader=", ".join(
+                    judges[mode].name
+                    for mode in dict.fromkeys(_mode(it, grading) for it in one.items)
+                ),
             )
-            for one, journal, grader in zip(asked, journals, graders, strict=True)
+            for one, journal in zip(asked, journals, strict=True)
         ),
         grades=pd.concat(grades, ignore_index=True),
         ks=wanted,
-        versions=versions(),
+        versions=versions(*_engine_packages(opened)),
     )
     if (run.path / "evaluation.json").is_file():
         try:
@@ -153,8 +157,8 @@ def load_benchmarks(
     *,
     source: Source | None = None,
     num_problems: int | None = None,
-    size: int = 0,
     need_answers: bool = True,
+    force: bool = False,
 ) -> list[Problems]:
     """The problems of benchmarks, of the Hub revision that a run in the directory began with.
 
@@ -162,9 +166,9 @@ def load_benchmarks(
         names: see `evaluate`.
         directory: of the run.
         source: see `evaluate`.
-        num_problems: the first ones of each.
-        size: how many a reasoning-gym task makes.
+        num_problems: the first ones of each; as many a reasoning-gym task makes.
         need_answers: refuse problems without a gold answer.
+        force: of another revision than the run that it replaces.
 
     Raises:
         SettingError: none, or one of them twice.
@@ -175,12 +179,12 @@ def load_benchmarks(
     if num_problems is not None and num_problems < 1:
         raise SettingError(f"--num-problems is {num_problems}", "give at least 1")
     source = source or Source()
-    recorded = _recorded(directory)
+    recorded = {} if force else _recorded(directory)
     found = []
     for name, title in zip(names, task_names(names), strict=True):
         own = replace(source, revision=source.revision or recorded.get(name))
         problems = load_problems(
-            name, purpose="test", source=own, need_answers=need_answers, size=size
+            name, purpose="test", source=own, need_answers=need_answers, size=num_problems or 0
         ).head(num_problems)
         if Path(name).expanduser().is_file():
             problems = replace(problems, name=title)
@@ -238,7 +242,7 @@ def answer_benchmarks(
     write_text(run.path / _SOURCES, json.dumps(sources, indent=2) + "\n")
     journals = []
     for one, asked in zip(benchmarks, prompts, strict=True):
-        count = num_samples or default_samples(one.name)
+        count = default_samples(one.name) if num_samples is None else num_samples
         own = replace(sampling, num_samples=count)
         journals.append(Journal(run.completions, engine, asked, own))
         logger.info("%s: %d problems, %d answers each", one.name, len(asked), count)
@@ -255,9 +259,15 @@ def _recorded(directory: Path) -> dict[str, str | None]:
     return found
 
 
-def _mode(problems: Problems, grading: str) -> str:
-    made = any(problem.entry is not None for problem in problems.items)
-    return "reasoning_gym" if made else grading
+def _engine_packages(engine: Engine) -> list[str]:
+    """The distribution that vLLM came in: it has several names."""
+    if engine.settings["engine"] != "vllm":
+        return []
+    return importlib.metadata.packages_distributions().get("vllm", [])[:1]
+
+
+def _mode(problem: Problem, grading: str) -> str:
+    return grading if problem.entry is None else "reasoning_gym"
 
 
 def _judge(mode: str) -> Grader:
@@ -270,24 +280,32 @@ def _gold(problem: Problem) -> str:
     return problem.answer or ""
 
 
-def _check_golds(problems: Problems, grader: Grader) -> None:
+def _check_golds(problems: Problems, judges: Mapping[str, Grader], grading: str) -> None:
     """Refuse a benchmark where some problem could never be answered right.
 
     Raises:
         DatasetError: it names the first one.
     """
-    wrong = grader.unusable([_gold(problem) for problem in problems.items])
-    for place, why in sorted(wrong.items())[:1]:
-        problem = problems.items[place]
-        raise DatasetError(
-            f"dataset {problems.source!r}, row {problem.index + 1}: the gold answer "
-            f"{problem.answer!r} cannot be used ({why})"
-            + (f", nor {len(wrong) - 1} others" if len(wrong) > 1 else ""),
-            "mend the rows, or compare as text with --grading strict",
-        )
+    for mode, judge in judges.items():
+        those = [problem for problem in problems.items if _mode(problem, grading) == mode]
+        wrong = judge.unusable([_gold(problem) for problem in those])
+        for place, why in sorted(wrong.items())[:1]:
+            strict = ", or compare as text with --grading strict" if mode == "math" else ""
+            raise DatasetError(
+                f"dataset {problems.source!r}, row {those[place].index + 1}: the gold answer "
+                f"{those[place].answer!r} cannot be used ({why})"
+                + (f", nor {len(wrong) - 1} others" if len(wrong) > 1 else ""),
+                f"mend the rows, or leave them out{strict}",
+            )
 
 
-def _grades(problems: Problems, journal: Journal, grader: Grader, progress: bool) -> pd.DataFrame:
+def _grades(
+    problems: Problems,
+    journal: Journal,
+    judges: Mapping[str, Grader],
+    grading: str,
+    progress: bool,
+) -> pd.DataFrame:
     """Judge all finished answers to a benchmark: the rows of Evaluation.grades."""
     rows: list[dict[str, Any]] = []
     total = len(problems.items) * journal.sampling.num_samples
@@ -295,9 +313,11 @@ def _grades(problems: Problems, journal: Journal, grader: Grader, progress: bool
     completions = journal.completions()
     with tqdm(total=total, desc="grading", unit="answer", disable=not progress) as bar:
         while chunk := list(islice(completions, _CHUNK)):
-            pairs = [(one.text or "", golds[one.job[0]]) for one in chunk]
-            for one, grade in zip(chunk, grader.grade_all(pairs), strict=True):
-                rows.append(_row(problems, one, grade))
+            for mode, judge in judges.items():
+                those = [one for one in chunk if _mode(problems.items[one.job[0]], grading) == mode]
+                pairs = [(one.text or "", golds[one.job[0]]) for one in those]
+                for one, grade in zip(those, judge.grade_all(pairs), strict=True):
+                    rows.append(_row(problems, one, grade))
             bar.update(len(chunk))
     return pd.DataFrame(rows).sort_values(["problem", "sample"], ignore_index=True)
 

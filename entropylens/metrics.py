@@ -12,9 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-__all__ = ["Interval", "maj_at_k", "pass_at_k", "problems_interval", "sampling_interval"]
+__all__ = [
+    "MOST_VOTES",
+    "Interval",
+    "maj_at_k",
+    "pass_at_k",
+    "problems_interval",
+    "sampling_interval",
+]
 
 Array = NDArray[Any]
+
+#: More answers have more draws than a float can count.
+MOST_VOTES = 1000
 
 #: Weight, in problems, of the largest spread that a mean allows: see `problems_interval`.
 PRIOR_PROBLEMS = 2.0
@@ -53,10 +63,10 @@ def maj_at_k(correct: int, wrong: Sequence[int], silent: int, k: int) -> float:
         k: how many are drawn, at most all of them.
 
     Raises:
-        ValueError: k is less than 1 or more than all.
+        ValueError: k is less than 1 or more than all, or there are more than MOST_VOTES.
     """
     n = correct + sum(wrong) + silent
-    if not 1 <= k <= n:
+    if not 1 <= k <= n <= MOST_VOTES:
         raise ValueError(f"k={k} of {n}")
     every = math.comb(n, k)
     chance = 0.0

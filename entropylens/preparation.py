@@ -39,6 +39,7 @@ __all__ = ["TRAINING_TEMPLATES", "Preparation", "prepare"]
 #: message.
 TRAINING_TEMPLATES = ("chat", "plain")
 
+_CHUNK = 256
 _NUMBER = re.compile(r"-?[0-9]+")  # nothing to doubt, and most answers are of this kind
 
 #: The paper's draw from DeepMath-103K; also how many problems a task makes.
@@ -232,17 +233,21 @@ def _usable(
 
 def _unusable(problems: Problems) -> Collection[int]:
     """The places of gold answers that Math-Verify could never find in a response."""
-    golds = {
-        place: one.answer
-        for place, one in enumerate(problems.items)
-        if one.answer is not None and one.task is None and not _NUMBER.fullmatch(one.answer)
-    }
+    golds = list(
+        dict.fromkeys(
+            one.answer
+            for one in problems.items
+            if one.answer is not None and one.task is None and not _NUMBER.fullmatch(one.answer)
+        )
+    )
     if not golds or importlib.util.find_spec("math_verify") is None:
         return ()
+    wrong: set[str] = set()
+    chunks = [golds[start : start + _CHUNK] for start in range(0, len(golds), _CHUNK)]
     with Grader(workers=usable_cores()) as grader:
-        wrong = grader.unusable(list(golds.values()))
-    places = list(golds)
-    return {places[number] for number in wrong}
+        for chunk in tqdm(chunks, desc="checking answers", unit="x256", disable=None):
+            wrong |= {chunk[place] for place in grader.unusable(chunk)}
+    return {place for place, one in enumerate(problems.items) if one.answer in wrong}
 
 
 def _messages(content: str | Messages, template: str) -> Messages:

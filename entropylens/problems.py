@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -29,6 +30,8 @@ from entropylens.dataset_files import (
 )
 from entropylens.errors import DatasetError, SettingError
 from entropylens.templates import INSTRUCTION
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["GENERATED", "Messages", "Problem", "Problems", "Source", "load_problems"]
 
@@ -132,6 +135,13 @@ def load_problems(
         SettingError: task options that the task does not take, or without a task.
     """
     options, source = dict(task_options or {}), source or Source()
+    path = Path(dataset).expanduser()
+    here = dataset == BUNDLED or path.is_file() or path.suffix in SUFFIXES
+    if (here or dataset.startswith(GENERATED)) and (source.split or source.revision):
+        raise SettingError(
+            f"split and revision are for datasets on the Hub, not for {dataset!r}",
+            "leave them out",
+        )
     if dataset.startswith(GENERATED):
         items = _generate(dataset.removeprefix(GENERATED), size, seed, options)
         return Problems(dataset, dataset, items)
@@ -140,8 +150,7 @@ def load_problems(
             f"task options are for generated problems, not for {dataset!r}",
             f"leave them out, or name {GENERATED}TASK",
         )
-    path = Path(dataset).expanduser()
-    if dataset == BUNDLED or path.is_file() or path.suffix in SUFFIXES:
+    if here:
         frame, name = read_table(dataset), task_names([dataset])[0]
         return Problems(name, dataset, _problems(frame, dataset, source, need_answers))
     if dataset in NAMED or (_HUB_ID.fullmatch(dataset) and not path.exists()):
@@ -244,6 +253,8 @@ def _download(hub: HubDataset, purpose: Purpose, source: Source) -> tuple[pd.Dat
             "check the name and the network, log in (hf auth login) where it is gated, or download "
             "it elsewhere and name the .parquet file",
         ) from error
+    if revision is None or not _COMMIT.fullmatch(revision):
+        revision = _commit_of(table) or revision
     wanted = {*PROBLEM_COLUMNS, *ANSWER_COLUMNS, "extra_info", source.problems, source.answers}
     # DeepMath's other columns are gigabytes of worked solutions.
     known = [name for name in table.column_names if name in wanted]
@@ -259,9 +270,18 @@ def _commit(hub_id: str, revision: str | None) -> str | None:
 
     try:
         found: str | None = HfApi().dataset_info(hub_id, revision=revision).sha
-    except Exception:  # what keeps it from answering keeps load_dataset, too, which says so
+    except Exception:  # the dataset may be in the cache all the same
         return revision
     return found
+
+
+def _commit_of(table: Any) -> str | None:
+    """The commit that a loaded dataset's files were of."""
+    files = getattr(getattr(table, "info", None), "download_checksums", None) or {}
+    found = [match[1] for file in files if (match := re.search(r"@([0-9a-f]{40})/", str(file)))]
+    if not found:
+        logger.warning("the Hub does not tell the commit of this dataset: it is not recorded")
+    return found[0] if found else None
 
 
 def _generate(task: str, size: int, seed: int, options: dict[str, Any]) -> tuple[Problem, ...]:
@@ -275,7 +295,9 @@ def _generate(task: str, size: int, seed: int, options: dict[str, Any]) -> tuple
             f"{task} has no option {', '.join(wrong)}", f"choose of {', '.join(sorted(known))}"
         )
     if size < 1:
-        raise SettingError(f"{task} makes any number of problems", "say how many are wanted")
+        raise SettingError(
+            f"{task} makes any number of problems", "say how many: --num-problems, or --size"
+        )
     try:
         entries: Sequence[Any] = factory.create_dataset(task, size=size, seed=seed, **options)
         score = factory.get_score_answer_fn(task)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Prompt", "encode_problems", "load_prompts"]
+__all__ = ["Prompt", "encode_problems", "load_prompts", "used_template"]
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,15 @@ def encode_problems(
             "put its tokenizer files beside the weights, or pass token ids with --responses",
         )
     if template is None:
-        template = "chat" if tokenizer.chat_template else "octothinker"
+        template = used_template(None, tokenizer)
         logger.info("asking %s with template %s", problems.source, template)
     if template not in TEMPLATES:
         raise SettingError(f"no template {template!r}", f"choose one of {', '.join(TEMPLATES)}")
+    if thinking is not None and template != "chat":
+        raise SettingError(
+            f"--thinking is for the model's own chat template, not for {template!r}",
+            "leave it out, or pass --template chat",
+        )
     options = {} if thinking is None else {"enable_thinking": thinking}
     prompts = []
     for problem in problems.items:
@@ -121,6 +126,12 @@ def encode_problems(
             )
         prompts.append(Prompt(ids, task or problems.name, problem.answer, problem.index))
     return tuple(prompts)
+
+
+def used_template(template: str | None, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """The template that None stands for, or the one that is given."""
+    chat = tokenizer is not None and tokenizer.chat_template
+    return template or ("chat" if chat else "octothinker")
 
 
 def _asked(content: str | Messages, template: str) -> str | Sequence[Mapping[str, str]]:

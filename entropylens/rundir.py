@@ -6,17 +6,17 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from entropylens.errors import OutputDirectoryError
+from entropylens.errors import OutputDirectoryError, SettingError
 from entropylens.files import make_directory, unwritable, write_text, write_whole
 
-__all__ = ["RunDirectory", "fingerprint", "new_directory", "open_run"]
+__all__ = ["RunDirectory", "distinct_names", "fingerprint", "new_directory", "open_run"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,29 @@ def new_directory(model_name: str, root: Path = Path("runs")) -> Path:
     while (root / f"{name}-{number}").exists():
         number += 1
     return root / f"{name}-{number}"
+
+
+def distinct_names(paths: Sequence[str]) -> tuple[str, ...]:
+    """A name for each path or Hub id: its last part, with parts before it where two are alike.
+
+    Raises:
+        SettingError: one of them twice, or a name that no directory can have.
+    """
+    parts = []
+    for path in paths:
+        local = Path(path).expanduser()
+        whole = local.resolve() if local.exists() else local
+        parts.append([part for part in whole.parts if part not in ("/", ".", "..")] or [""])
+    for count in range(1, max(map(len, parts), default=1) + 1):
+        names = ["-".join(part[-count:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    else:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingError(f"{twice!r} is named twice", "name each once")
+    if not all(names):
+        raise SettingError("an empty name stands for no model or run", "name one")
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,8 @@ def open_run(
             )
         if found is not None:
             _clear(path)
+        else:  # what a run reads must be its own
+            (path / "completions.jsonl").unlink(missing_ok=True)
     make_directory(path)
     content = {"fingerprint": mark, "settings": dict(settings)}
     write_text(run_file, json.dumps(content, indent=2, sort_keys=True) + "\n")

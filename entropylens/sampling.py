@@ -55,7 +55,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "repetition_penalty"):  # 1 and 1.0 are one setting
+            object.__setattr__(self, name, float(getattr(self, name)))
         for name, value, low, high in (
+            ("--seed", self.seed, 0, float("inf")),
             ("--samples", self.num_samples, 1, float("inf")),
             ("--max-new-tokens", self.max_new_tokens, 1, float("inf")),
             ("--temperature", self.temperature, 0, float("inf")),

@@ -18,6 +18,7 @@ from entropylens.answers import normalized
 from entropylens.errors import EvaluationFilesError, SettingError
 from entropylens.files import make_directory, write_text, write_whole
 from entropylens.metrics import (
+    MOST_VOTES,
     Interval,
     maj_at_k,
     pass_at_k,
@@ -125,11 +126,11 @@ class Evaluation:
         `few_solved` (fewer than 5: the values say little), `truncated, no_answer, unjudged`
         (shares of the answers: cut at the token limit, without an answer, given up by the
         judge), `mean_tokens, grader`. Values are shares, not percentages. `average` is the
-        unweighted mean over the benchmarks.
+        unweighted mean over the benchmarks, where one judge judged them all.
         """
         rows = [row for one in self.benchmarks for row in self._scores_of(one)]
         frame = pd.DataFrame(rows)
-        if len(self.benchmarks) > 1:
+        if len(self.benchmarks) > 1 and len({one.grader for one in self.benchmarks}) == 1:
             frame = pd.concat([frame, _averages(frame, len(self.benchmarks))], ignore_index=True)
         return frame.astype({"k": "Int64", "n": "Int64"})
 
@@ -162,13 +163,30 @@ class Evaluation:
         return self.scores
 
     def with_others(self, other: Evaluation) -> Evaluation:
-        """This one, and the benchmarks of another of the same run that this one has not."""
-        own = {one.name for one in self.benchmarks}
-        kept = [
-            one
-            for one in other.benchmarks
-            if one.name not in own and max(self.ks, default=1) <= one.num_samples
-        ]
+        """This one, and the benchmarks of another of the same run that this one has not.
+
+        Raises:
+            SettingError: another benchmark has the same name, another judge, or too few answers.
+        """
+        own = {one.name: one for one in self.benchmarks}
+        digests = {one.digest for one in self.benchmarks}
+        kept = []
+        for one in other.benchmarks:
+            mine = own.get(one.name)
+            if mine is not None and mine.digest != one.digest:
+                raise SettingError(
+                    f"the directory holds other problems called {one.name!r} ({one.source})",
+                    "choose another directory with -o, or rename the file",
+                )
+            if mine is not None or one.digest in digests:
+                continue
+            if max(self.ks, default=1) > one.num_samples:
+                raise SettingError(
+                    f"the directory holds {one.name} with n = {one.num_samples}, fewer than "
+                    f"--k {max(self.ks)}",
+                    "choose another directory with -o, or name that benchmark with more answers",
+                )
+            kept.append(one)
         names = [one.name for one in kept]
         theirs = other.grades[other.grades["benchmark"].isin(names)]
         return replace(
@@ -199,10 +217,11 @@ class Evaluation:
             OutputDirectoryError: the directory cannot be written.
         """
         path = make_directory(Path(directory))
+        told = json.dumps(self.to_dict(), indent=2) + "\n"  # before anything is written
         write_whole(path / _GRADES, lambda aside: self.grades.to_parquet(aside, index=False))
         write_whole(path / "problems.csv", lambda aside: self.problems.to_csv(aside, index=False))
         write_whole(path / "scores.csv", lambda aside: self.scores.to_csv(aside, index=False))
-        write_text(path / "evaluation.json", json.dumps(self.to_dict(), indent=2) + "\n")
+        write_text(path / "evaluation.json", told)
 
     @classmethod
     def load(cls, directory: str | Path) -> Evaluation:
@@ -220,12 +239,18 @@ class Evaluation:
                     f"this entropylens reads up to {SCHEMA_VERSION}",
                     "upgrade entropylens: pip install -U entropylens",
                 )
+            benchmarks = tuple(GradedBenchmark(**one) for one in content["benchmarks"])
+            grades = pd.read_parquet(path / _GRADES)
+            counts = grades["benchmark"].value_counts()
+            wanted = {one.name: one.num_problems * one.num_samples for one in benchmarks}
+            if counts.to_dict() != wanted:
+                raise ValueError(f"{_GRADES} is of another call than evaluation.json")
             return cls(
                 model=content["model"],
                 fingerprint=content["fingerprint"],
                 sampling=content["sampling"],
-                benchmarks=tuple(GradedBenchmark(**one) for one in content["benchmarks"]),
-                grades=pd.read_parquet(path / _GRADES),
+                benchmarks=benchmarks,
+                grades=grades,
                 ks=tuple(content["ks"]),
                 versions=content["versions"],
             )
@@ -259,7 +284,12 @@ class Evaluation:
         }
         ks = self.ks or powers_of_two(one.num_samples)
         wanted = [("avg@k", one.num_samples)]
-        wanted += [(metric, k) for metric in METRICS[1:] for k in ks]
+        wanted += [
+            (metric, k)
+            for metric in METRICS[1:]
+            for k in ks
+            if metric == "pass@k" or one.num_samples <= MOST_VOTES
+        ]
         rows = []
         for metric, k in wanted:
             values = self.values(one.name, metric, k).to_numpy(dtype=float)

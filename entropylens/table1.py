@@ -28,13 +28,19 @@ def table1(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
         the unweighted mean, of evaluations that have all benchmarks.
 
     Raises:
-        SettingError: there is no evaluation, or a benchmark's K differs among them.
+        SettingError: there is no evaluation, or a benchmark's K, problems or judge differ.
     """
     if not evaluations:
         raise SettingError("there is no evaluation", "name directories of `entropylens evaluate`")
     samples: dict[str, int] = {}
+    asked: dict[str, tuple[str, str]] = {}
     for name, evaluation in evaluations.items():
         for one in evaluation.benchmarks:
+            if asked.setdefault(one.name, (one.digest, one.grader)) != (one.digest, one.grader):
+                raise SettingError(
+                    f"{name} was asked other problems of {one.name}, or judged by another judge",
+                    "evaluate all alike",
+                )
             if samples.setdefault(one.name, one.num_samples) != one.num_samples:
                 raise SettingError(
                     f"{name} has {one.num_samples} answers to each problem of {one.name}, another "
@@ -42,7 +48,11 @@ def table1(evaluations: Mapping[str, Evaluation]) -> pd.DataFrame:
                     "evaluate all with the same -n",
                 )
     order = sorted(samples, key=lambda it: (column_title(it)[0], list(samples).index(it)))
-    titles = {it: f"{column_title(it)[1]} (Avg@{samples[it]})" for it in order}
+    called = [column_title(it)[1] for it in order]
+    titles = {
+        it: f"{title if called.count(title) == 1 else it} (Avg@{samples[it]})"
+        for it, title in zip(order, called, strict=True)
+    }
     rows = {
         name: {titles[one.name]: 100 * evaluation.score(one.name) for one in evaluation.benchmarks}
         for name, evaluation in evaluations.items()

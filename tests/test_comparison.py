@@ -1,5 +1,7 @@
 """Paired comparisons: sure ones, undecided ones, and how often they are wrong."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,19 +56,22 @@ def test_few_differing_problems_decide_nothing():
     assert "(only 4 problems differ)" in found.sentences[0]
 
 
-def test_a_difference_is_found_by_chance_in_5_percent(monkeypatch):
-    """Two models of equal chances, that differ problem by problem."""
+@pytest.mark.parametrize(
+    ("problems", "n", "mean"), [(40, 16, 0.33), (30, 32, 0.05), (300, 1, 0.02)]
+)
+def test_a_difference_is_found_by_chance_in_5_percent(monkeypatch, problems, n, mean):
+    """Two models of equal chances, that differ problem by problem; few problems are solved."""
     monkeypatch.setattr("entropylens.comparison.RESAMPLES", 2000)
     random = np.random.default_rng(5)
     wrong = 0
     for seed in range(200):
-        chances = random.beta(0.4, 0.8, 40)
+        chances = random.beta(1.2 * mean, 1.2 * (1 - mean), problems)
         other = random.permutation(chances)
-        first = evaluation(drawn("b", chances, 16, seed))
-        second = evaluation(drawn("b", other, 16, 999 + seed))
+        first = evaluation(drawn("b", chances, n, seed))
+        second = evaluation(drawn("b", other, n, 999 + seed))
         found = compare(first, second, ks=(1,))
         wrong += found.frame.iloc[0]["verdict"] != "cannot be told apart"
-    assert wrong <= 18  # 5 % and two standard errors and a half
+    assert wrong <= 16  # 5 % and two standard errors
 
 
 def test_the_average_joins_the_benchmarks():
@@ -78,6 +83,29 @@ def test_the_average_joins_the_benchmarks():
     assert average["difference"] == pytest.approx(single["difference"].mean())
     assert average["verdict"] == "second"
     assert average["high"] - average["low"] < (single["high"] - single["low"]).min()
+
+
+def test_a_benchmark_without_an_interval_leaves_the_average_undecided():
+    first = evaluation(drawn("a", np.full(40, 0.2)), graded("two", [[WRONG], [WRONG]]))
+    second = evaluation(drawn("a", np.full(40, 0.5)), graded("two", [[RIGHT], [WRONG]]))
+    frame = compare(first, second).frame
+    average = frame[(frame["benchmark"] == "average") & (frame["metric"] == "avg@k")].iloc[0]
+    assert np.isnan(average["low"])
+    assert average["verdict"] == "cannot be told apart"
+    assert pd.isna(average["k"])
+
+
+def test_what_was_drawn_differently_is_said():
+    first, second = evaluation(FOUR), evaluation(FOUR)
+    warmer = dataclasses.replace(second, sampling={"engine": "hf", "temperature": 0.6})
+    found = compare(first, warmer)
+    assert "They were not drawn alike: temperature None and 0.6." in found.sentences
+
+
+def test_senseless_settings_are_refused():
+    for options in ({"ks": (0,)}, {"seed": -1}):
+        with pytest.raises(SettingError, match=r"is -?[01]"):
+            compare(evaluation(FOUR), evaluation(FOUR), **options)
 
 
 def test_other_problems_or_judges_are_refused():

@@ -5,7 +5,6 @@ import pytest
 import torch
 from tiny import CONTEXT, tiny_model, tiny_tokenizer
 
-from entropylens.engines import hf as engines_hf
 from entropylens.engines.hf import HFEngine
 from entropylens.errors import SettingError
 from entropylens.generation import generate
@@ -32,7 +31,7 @@ def test_batching_and_order_never_change_a_sample(subject, monkeypatch):
     sampling = Sampling(num_samples=3, max_new_tokens=12)
     whole = quiet(subject, PROMPTS, sampling)
     assert len(whole) == 15
-    monkeypatch.setattr(engines_hf, "CACHE_TOKENS", 1)
+    monkeypatch.setattr(HFEngine, "cache_tokens", 1)
     assert quiet(subject, PROMPTS, sampling) == whole
     backwards = quiet(subject, PROMPTS[::-1], sampling)
     assert sorted(backwards, key=repr) == sorted(whole, key=repr)
@@ -91,7 +90,7 @@ def test_the_models_generation_config_plays_no_part(subject):
 
 
 def test_an_interrupted_run_resumes_from_its_journal(subject, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines_hf, "CACHE_TOKENS", 40)
+    monkeypatch.setattr(HFEngine, "cache_tokens", 40)
     sampling = Sampling(2, 10)
     journal = tmp_path / "completions.jsonl"
     whole = quiet(subject, PROMPTS, sampling, journal)

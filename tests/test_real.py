@@ -81,3 +81,30 @@ def test_the_demo_says_what_it_found(demo_run):
     assert printed.count("convergence") == 30
     assert (directory / "report.html").stat().st_size > 100_000
     assert len(list((directory / "figures").iterdir())) == 6
+
+
+def test_a_real_model_is_evaluated(bundled_model, entropylens, tmp_path):
+    """20 problems of reasoning-gym in a file of one's own; SmolLM2 boxes next to nothing."""
+    import reasoning_gym
+
+    made = reasoning_gym.create_dataset("gsm_symbolic", size=20, seed=1)
+    path = tmp_path / "gsm_symbolic.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"question": it["question"], "answer": it["answer"]}) for it in made)
+    )
+    done = entropylens(
+        "evaluate", bundled_model, "--benchmark", path, "-n", 4, "--max-new-tokens", 24,
+        "--engine", "hf", "-o", tmp_path / "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "20 problems" in done.stdout
+    scores = pd.read_csv(tmp_path / "run" / "scores.csv")
+    assert scores["metric"].tolist() == ["avg@k", *["pass@k"] * 3, *["maj@k"] * 3]
+    lines = (tmp_path / "run" / "completions.jsonl").read_text().splitlines()
+    answers = list(map(json.loads, lines))
+    assert len(answers) == 80
+    # Each problem's answers are its own, and they are English.
+    assert len({tuple(it["response_ids"]) for it in answers}) > 70
+    assert sum(" the " in it["text"] for it in answers) > 40
+    truncated = sum(it["truncated"] for it in answers) / 80
+    assert scores["truncated"].iloc[0] == pytest.approx(truncated)

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 from pathlib import Path
@@ -5,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from entropylens.errors import OutputDirectoryError
+from entropylens.errors import OutputDirectoryError, SettingError
 from entropylens.files import write_text, write_whole
-from entropylens.rundir import new_directory, open_run
+from entropylens.rundir import distinct_names, new_directory, open_run
 
 
 def ids(run):
@@ -111,3 +112,31 @@ def test_a_torn_part_of_single_tokens_is_measured_again(tmp_path):
     whole, single = run.finished(tokens=True)
     assert [frame["response_id"].tolist() for frame in whole] == [[1]]
     assert [frame["response_id"].tolist() for frame in single] == [[1]]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-Math-7B"], ("Qwen2.5-7B", "Qwen2.5-Math-7B")),
+        (["mymodel", "other/mymodel"], None),
+        (["a/step_1/actor", "b/step_1/actor"], ("a-step_1-actor", "b-step_1-actor")),
+        (["/x/m", "../m", "m2"], None),
+        (["one"], ("one",)),
+        (["/x/m/", "/y/m"], ("x-m", "y-m")),
+    ],
+)
+def test_names_are_distinct_and_stay_inside(paths, names):
+    found = None
+    with contextlib.suppress(SettingError):
+        found = distinct_names(paths)
+    if names is not None:
+        assert found == names
+    if found is not None:
+        assert len(set(found)) == len(paths)
+        assert all(name and "/" not in name and not name.startswith(".") for name in found)
+
+
+def test_nothing_is_named_twice():
+    for paths in (["a", "a"], ["/"], ["m", "./m"]):
+        with pytest.raises(SettingError):
+            distinct_names(paths)

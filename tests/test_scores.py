@@ -45,7 +45,7 @@ FOUR = graded(
         [RIGHT] * 4,
     ],
 )
-TWO = graded("two", [[RIGHT, WRONG], [SILENT, WRONG]])
+TWO = graded("two", [[RIGHT, WRONG], [SILENT, WRONG]], digest="e")
 
 
 def test_scores_are_counted_right():
@@ -143,8 +143,30 @@ def test_it_is_saved_and_loaded(tmp_path):
         Evaluation.load(tmp_path)
 
 
+def test_a_torn_save_is_not_read(tmp_path):
+    evaluation(FOUR).save(tmp_path)
+    evaluation(FOUR).grades.iloc[:-1].to_parquet(tmp_path / "grades.parquet")
+    with pytest.raises(EvaluationFilesError, match="of another call"):
+        Evaluation.load(tmp_path)
+
+
+def test_judges_are_not_averaged_together():
+    strict = graded("two", [[RIGHT, WRONG]] * 2, grader="strict, entropylens 1", digest="e")
+    assert "average" not in evaluation(FOUR, strict).scores["benchmark"].tolist()
+
+
+def test_other_problems_of_the_same_name_are_refused():
+    with pytest.raises(SettingError, match="other problems called 'two'"):
+        evaluation(graded("two", [[RIGHT]], digest="other")).with_others(evaluation(TWO))
+    with pytest.raises(SettingError, match="two with n = 2, fewer than --k 4"):
+        evaluation(FOUR, ks=(4,)).with_others(evaluation(TWO))
+    renamed = graded("again", [[RIGHT, WRONG]] * 2, digest=TWO[0].digest)
+    found = evaluation(renamed).with_others(evaluation(TWO))
+    assert [one.name for one in found.benchmarks] == ["again"]
+
+
 def test_benchmarks_of_an_earlier_call_stay():
-    again = graded("two", [[RIGHT, RIGHT], [SILENT, WRONG]])
+    again = graded("two", [[RIGHT, RIGHT], [SILENT, WRONG]], digest="e")
     found = evaluation(again).with_others(evaluation(FOUR, TWO))
     assert [one.name for one in found.benchmarks] == ["four", "two"]
     assert found.score("two") == 0.5

@@ -29,6 +29,16 @@ def test_layout_of_the_paper():
     assert found.loc["GRPO", "Average"] == pytest.approx(100 * grpo.score("average"))
 
 
+def test_titles_are_never_doubled():
+    names = ("math500", "math_hard", "math-ai/aime25", "MATH-500")
+    asked = [drawn(it, np.full(20, 0.1 + 0.2 * place), 16) for place, it in enumerate(names)]
+    found = table1({"m": evaluation(*asked)})
+    assert list(found) == [
+        "math500 (Avg@16)", "MATH-500 (Avg@16)", "AIME25 (Avg@16)", "math_hard (Avg@16)", "Average",
+    ]  # fmt: skip
+    assert found.iloc[0].nunique() == 5
+
+
 def test_best_is_bold_and_second_underlined():
     table = pd.DataFrame(
         {"AMC": [50.0, 70.001, 69.999, np.nan, 10.0]}, index=["a", "b_1", "c", "d", "e"]

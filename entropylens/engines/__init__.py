@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from entropylens.dataset_files import BUNDLED
 from entropylens.demo import demo_model
 from entropylens.engines.engine import Engine
 from entropylens.errors import SettingError
-from entropylens.sources import open_model, verl
+from entropylens.sources import hf, open_model, verl
 
-__all__ = ["ENGINES", "open_engine"]
+__all__ = ["ENGINES", "check_named", "open_engine", "open_one"]
 
 ENGINES = ("auto", "hf", "vllm")
 
@@ -50,13 +51,20 @@ def open_engine(
     named = model is None or isinstance(model, str | Path)
     chosen = engine
     if engine == "auto":
-        chosen = "vllm" if named and _vllm_reads(model, device) else "hf"
+        loading = {
+            "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code,
+        }  # fmt: skip
+        chosen = "vllm" if named and _vllm_reads(model, device, loading) else "hf"
     if chosen == "vllm" and importlib.util.find_spec("vllm") is None:
         raise SettingError("vLLM is not installed", "pip install vllm, or pass --engine hf")
     if not named and (chosen == "vllm" or data_parallel > 1):
         raise SettingError(
             "a loaded model answers by Hugging Face generate, in this process",
             "name the model instead",
+        )
+    if chosen == "vllm" and device == "cpu":
+        raise SettingError(
+            "vLLM runs where it was built for", "leave --device out, or pass --engine hf"
         )
     if chosen == "hf" and tensor_parallel > 1:
         raise SettingError("--tensor-parallel needs vLLM", "pass --engine vllm, or leave it out")
@@ -92,7 +100,24 @@ def _path(model: str | Path | None) -> str:
     return str(demo_model() if model in (None, BUNDLED) else model)
 
 
-def _vllm_reads(model: str | Path | None, device: str) -> bool:
+def check_named(models: Sequence[str], revision: str | None, trust_remote_code: bool) -> None:
+    """Find out early which of several models is none, without loading any.
+
+    Raises:
+        EntropyLensError: as `sources.hf.load_config` where the first bad one is.
+    """
+    for model in models:
+        path = Path(model).expanduser()
+        if model == BUNDLED or path.is_file() or verl.steps(path):
+            continue
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        options |= {"local_files_only": True} if path.is_dir() else {"revision": revision}
+        with hf.explained(model):
+            config = hf.load_config(str(path) if path.is_dir() else model, options)
+        hf.check_decoder(config, model, trust_remote_code)
+
+
+def _vllm_reads(model: str | Path | None, device: str, loading: dict[str, Any]) -> bool:
     if importlib.util.find_spec("vllm") is None or device not in ("auto", "cuda"):
         return False
     import torch
@@ -100,8 +125,11 @@ def _vllm_reads(model: str | Path | None, device: str) -> bool:
     path = Path(model).expanduser() if model is not None else None
     if path is not None and (path.is_file() or verl.steps(path)):
         return False
-    if torch.cuda.is_available():
-        return True
-    from vllm.platforms import current_platform
+    if not torch.cuda.is_available():
+        from vllm.platforms import current_platform
 
-    return bool(current_platform.is_cpu())
+        if not current_platform.is_cpu():
+            return False
+    from entropylens.engines.vllm import VLLMEngine
+
+    return VLLMEngine(_path(model), **loading).is_supported

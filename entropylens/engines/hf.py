@@ -6,6 +6,7 @@ prompt, sample and position alone. So neither batching nor an interruption chang
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -38,8 +39,10 @@ __all__ = [
     "plain_generation",
 ]
 
-#: Positions (prompts and answers) in the key-value cache of one batch.
-CACHE_TOKENS = 4096
+#: The key-value cache of one batch: so many positions at least, and so many bytes on a CPU.
+CACHE_TOKENS, CACHE_BYTES = 4096, 2**30
+#: Answers of one batch.
+ROWS = 64
 
 
 class HFEngine:
@@ -121,20 +124,39 @@ class HFEngine:
                     yield {job: found[job] for job in batch if job in wanted}
 
     def close(self) -> None:
-        """Nothing was started: the model goes with its last reference."""
+        """Let go of the model, and of the GPU memory that torch keeps."""
+        del self.model
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def cache_tokens(self) -> int:
+        """Positions (prompts and answers) in the key-value cache of one batch."""
+        parameter = next(self.model.parameters())
+        config = self.model.config.get_text_config(decoder=True)
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        bytes_each = 2 * config.num_hidden_layers * heads * width * parameter.element_size()
+        room = CACHE_BYTES
+        if parameter.device.type == "cuda":
+            room = torch.cuda.mem_get_info(parameter.device)[0] // 2
+        return max(CACHE_TOKENS, room // bytes_each)
 
     def _batches(
         self, prompts: Sequence[Prompt], jobs: Sequence[Job], sampling: Sampling
     ) -> Iterator[tuple[int, list[Job]]]:
         """Similar lengths together, with the tokens that each answer has room for."""
         batch: list[Job] = []
-        room = 0
+        room, most = 0, self.cache_tokens
         for job in sorted(jobs, key=lambda job: (len(prompts[job[0]].ids), job)):
             length = len(prompts[job[0]].ids)
             own_room = sampling.max_new_tokens
             if self.limits.context is not None:
                 own_room = min(own_room, self.limits.context - length)
-            full = (len(batch) + 1) * (length + own_room) > CACHE_TOKENS
+            full = len(batch) == ROWS or (len(batch) + 1) * (length + own_room) > most
             if batch and (full or own_room != room):
                 yield room, batch
                 batch = []

@@ -8,14 +8,11 @@ from typing import Any
 
 from entropylens.engines import open_one
 from entropylens.engines.engine import Answers, Job
-from entropylens.errors import EntropyLensError, SettingError
+from entropylens.errors import AllocationError, EntropyLensError, SettingError
 from entropylens.prompts import Prompt
 from entropylens.sampling import Sampling
 
 __all__ = ["ShardedEngine"]
-
-#: Jobs of a copy at a time: few enough that answers come back, and that none idles at the end.
-ROUND = 512
 
 
 class ShardedEngine:
@@ -49,13 +46,13 @@ class ShardedEngine:
         needs: dict[str, float] = {"num_cpus": 1}
         if torch.cuda.is_available():
             needs["num_gpus"] = options.get("tensor_parallel", 1)
-        free = ray.available_resources()
+        every = ray.cluster_resources()
         for kind, number in needs.items():
-            there = free.get(kind.removeprefix("num_").removesuffix("s").upper(), 0)
+            there = every.get(kind.removeprefix("num_").removesuffix("s").upper(), 0)
             if there < copies * number:
                 raise SettingError(
                     f"{copies} copies need {copies * number:g} {kind.removeprefix('num_')}, and "
-                    f"{there:g} are free",
+                    f"{there:g} are there",
                     "lower --data-parallel or --tensor-parallel",
                 )
         self._ray = ray
@@ -94,6 +91,11 @@ class ShardedEngine:
             if isinstance(error.cause, EntropyLensError):
                 raise error.cause from None
             raise
+        except self._ray.exceptions.RayActorError as error:
+            raise AllocationError(
+                f"a copy of {self.name!r} has died ({' '.join(str(error).split())[:200]})",
+                "lower --data-parallel where memory is short; what was finished is kept",
+            ) from error
 
     def answer(
         self,
@@ -103,25 +105,24 @@ class ShardedEngine:
         sampling: Sampling,
         produced: Callable[[int], object],
     ) -> Iterator[Answers]:
-        """See `Engine.answer`."""
-        ray = self._ray
-        shared = ray.put(list(prompts))
+        """See `Engine.answer`. Answers come as each copy finishes them."""
+        shared = self._ray.put(list(prompts))
         left = [job for job in jobs if job in wanted]
-        size = max(1, min(ROUND, -(-len(left) // len(self._copies))))
-        rounds = iter([left[start : start + size] for start in range(0, len(left), size)])
-        running: dict[Any, Any] = {}
-
-        def give(copy: Any) -> None:
-            if (some := next(rounds, None)) is not None:
-                running[copy.answer.remote(shared, some, sampling)] = copy
-
-        for copy in self._copies:
-            give(copy)
+        count = len(self._copies)
+        running = [
+            copy.answer.options(num_returns="streaming").remote(
+                shared, left[place::count], sampling
+            )
+            for place, copy in enumerate(self._copies)
+        ]
         while running:
-            done, _ = ray.wait(list(running))
+            done, _ = self._ray.wait(running)
             for one in done:
-                give(running.pop(one))
-                found: Answers = self._get(one)
+                try:
+                    found: Answers = self._get(next(one))
+                except StopIteration:
+                    running.remove(one)
+                    continue
                 produced(sum(map(len, found.values())))
                 yield found
 
@@ -137,8 +138,7 @@ class _Copy:
     def suggested(self) -> Mapping[str, Any]:
         return self._engine.suggested
 
-    def answer(self, prompts: Sequence[Prompt], jobs: Sequence[Job], sampling: Sampling) -> Answers:
-        answers: Answers = {}
-        for fresh in self._engine.answer(prompts, jobs, set(jobs), sampling, lambda _: None):
-            answers |= fresh
-        return answers
+    def answer(
+        self, prompts: Sequence[Prompt], jobs: Sequence[Job], sampling: Sampling
+    ) -> Iterator[Answers]:
+        yield from self._engine.answer(prompts, jobs, set(jobs), sampling, lambda _: None)

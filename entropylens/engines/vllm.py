@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VLLMEngine"]
 
+#: The lengths that vLLM is started for are multiples of this.
+_STEP = 1024
 #: Requests handed to vLLM at a time: it schedules them itself, and thousands wait cheaply.
 IN_FLIGHT = 2048
 
@@ -75,6 +77,8 @@ class VLLMEngine:
         self._source, self._options = source, options
         self._generation_config = _generation_config(source, options)
         self.ends = ends_in(self._generation_config, text)
+        if dtype != "auto" and dtype not in hf.DTYPES:
+            raise SettingError(f"no dtype {dtype!r}", f"choose auto, {', '.join(hf.DTYPES)}")
         own = str(getattr(text, "dtype", None) or "float32").removeprefix("torch.")
         self._dtype = own if dtype == "auto" else dtype
         self.settings: Mapping[str, Any] = {"engine": "vllm", "dtype": self._dtype}
@@ -88,6 +92,14 @@ class VLLMEngine:
             return directory_fingerprint(self._path)
         commit = getattr(self._config, "_commit_hash", None)
         return hashlib.sha256(f"{self.name}@{commit}".encode()).hexdigest()[:32]
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether vLLM knows the model's architecture."""
+        from vllm import ModelRegistry
+
+        known = set(ModelRegistry.get_supported_archs())
+        return bool(known & set(getattr(self._config, "architectures", None) or ()))
 
     @property
     def suggested(self) -> Mapping[str, Any]:
@@ -108,7 +120,7 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        longest = max(len(prompts[prompt].ids) for prompt, _ in wanted)
+        longest = max(len(prompt.ids) for prompt in prompts)
         engine = self._engine(longest + sampling.max_new_tokens)
         waiting = iter([job for job in jobs if job in wanted])
         running: dict[str, Job] = {}
@@ -156,6 +168,7 @@ class VLLMEngine:
 
     def _engine(self, length: int) -> Any:
         """vLLM's own engine, started for prompts and answers of this length together."""
+        length = -(-length // _STEP) * _STEP  # so that other prompts find it running
         if self.limits.context is not None:
             length = min(length, self.limits.context)
         if self._started is None or self._started[0] < length:
@@ -163,18 +176,25 @@ class VLLMEngine:
             from vllm import LLM
 
             self.close()
-            llm = LLM(
-                model=self._source,
-                tokenizer=self._source,
-                trust_remote_code=self._options["trust_remote_code"],
-                revision=self._options.get("revision"),
-                dtype=self._dtype,
-                max_model_len=length,
-                tensor_parallel_size=self._tensor_parallel,
-                enable_prefix_caching=True,
-                generation_config="vllm",  # nothing of the model's own
-                **_of_this_machine(length),
-            )
+            try:
+                llm = LLM(
+                    model=self._source,
+                    tokenizer=self._source,
+                    trust_remote_code=self._options["trust_remote_code"],
+                    revision=self._options.get("revision"),
+                    dtype=self._dtype,
+                    max_model_len=length,
+                    tensor_parallel_size=self._tensor_parallel,
+                    enable_prefix_caching=True,
+                    generation_config="vllm",  # nothing of the model's own
+                    **_of_this_machine(length),
+                )
+            except Exception as error:  # of vLLM, torch, CUDA, or a process that it started
+                raise SettingError(
+                    f"vLLM does not start with {self.name!r} ({type(error).__name__}: {error})",
+                    "pass --engine hf; or where memory is short a smaller --max-new-tokens, or "
+                    "more GPUs with --tensor-parallel",
+                ) from error
             self._started = (length, llm.llm_engine)
         return self._started[1]
 

@@ -6,7 +6,6 @@ import torch
 from tiny import CONTEXT, VOCAB, tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
-from entropylens.engines import hf as engines_hf
 from entropylens.engines.hf import HFEngine, keyed_draws, left_padded
 from entropylens.errors import SettingError
 from entropylens.generation import generate
@@ -74,7 +73,7 @@ def test_every_token_is_the_one_that_the_settings_draw(engine, settings):
 def test_batching_never_changes_a_sample(engine, penalty, monkeypatch):
     sampling = Sampling(2, 10, repetition_penalty=penalty)
     whole = generate(engine, PROMPTS, sampling, progress=False)
-    monkeypatch.setattr(engines_hf, "CACHE_TOKENS", 1)
+    monkeypatch.setattr(HFEngine, "cache_tokens", 1)
     assert generate(engine, PROMPTS, sampling, progress=False) == whole
 
 
