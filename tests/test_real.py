@@ -105,6 +105,6 @@ def test_a_real_model_is_evaluated(bundled_model, entropylens, tmp_path):
     assert len(answers) == 80
     # Each problem's answers are its own, and they are English.
     assert len({tuple(it["response_ids"]) for it in answers}) > 70
-    assert sum(" the " in it["text"] for it in answers) > 40
+    assert sum(" the " in it["text"] for it in answers) > 20
     truncated = sum(it["truncated"] for it in answers) / 80
     assert scores["truncated"].iloc[0] == pytest.approx(truncated)

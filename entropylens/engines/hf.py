@@ -135,11 +135,12 @@ class HFEngine:
         """Positions (prompts and answers) in the key-value cache of one batch."""
         parameter = next(self.model.parameters())
         config = self.model.config.get_text_config(decoder=True)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        bytes_each = 2 * config.num_hidden_layers * heads * width * parameter.element_size()
+        # As many heads as queries have is the most that a layer keeps.
+        kept = getattr(config, "num_key_value_heads", None)
+        queries = getattr(config, "num_attention_heads", None)
+        share = kept / queries if isinstance(kept, int) and isinstance(queries, int) else 1.0
+        numbers = 2 * config.num_hidden_layers * config.hidden_size * share
+        bytes_each = max(1, int(numbers * parameter.element_size()))
         room = CACHE_BYTES
         if parameter.device.type == "cuda":
             room = torch.cuda.mem_get_info(parameter.device)[0] // 2
