@@ -107,6 +107,11 @@ class Recommendation:
             "reason": self.reason,
         }
 
+    def _repr_html_(self) -> str:
+        from entropylens.html_view import recommendation_html
+
+        return recommendation_html(self)
+
     def to_frame(self) -> pd.DataFrame:
         """One row an answer: `layer, share, chosen`; no layer is <NA>."""
         answers = [(self.layer, self.stability, True)]

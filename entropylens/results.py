@@ -33,6 +33,20 @@ _FLOORS = {"float64": 1e-6, "float32": 2e-4}
 _HALF_PRECISION_FLOOR = 1e-2
 
 
+@dataclass(frozen=True)
+class HtmlView:
+    """HTML that a notebook shows.
+
+    Args:
+        html: the text.
+    """
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """Policies of every layer and module of one model over its responses.
@@ -230,6 +244,23 @@ class Analysis:
         from entropylens.plots import Plots
 
         return Plots(self)
+
+    def what_would_change(self) -> pd.DataFrame:
+        """The answer under other rules, bounds, readings, tasks and fewer prompts."""
+        from entropylens.doubts import what_would_change
+
+        return what_would_change(self)
+
+    def token_view(self, response: int = 1, quantity: str | None = None) -> HtmlView:
+        """One response token by token, to look at in a notebook; see `token_view.token_view`."""
+        from entropylens.token_view import token_view
+
+        return HtmlView(token_view(self, response, quantity))
+
+    def _repr_html_(self) -> str:
+        from entropylens.html_view import analysis_html
+
+        return analysis_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """What analysis.json holds."""
