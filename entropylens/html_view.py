@@ -32,7 +32,7 @@ _LINES = {
     "cos_attn": "cos attention",
     "cos_ffn": "cos FFN",
 }
-_STYLE = "font-size:13px;line-height:1.4;border-collapse:collapse;font-variant-numeric:tabular-nums"
+_STYLE = "font-size:13px;line-height:1.4;border-spacing:.8em 0;font-variant-numeric:tabular-nums"
 
 
 def analysis_html(analysis: Analysis) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from entropylens.errors import SettingError
+from entropylens.quantities import quantities_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,7 @@ def token_view(
             "this analysis kept no tokens",
             "analyze with keep_tokens=['entropy_layer'], top_tokens=5",
         )
-    known = [name for name in map(str, tokens) if name in analysis.layers]
+    known = [name for name in quantities_of(analysis.reading) if name in tokens]
     responses = tokens["response_id"].unique()
     if not 1 <= response <= len(responses):
         raise SettingError(
@@ -69,7 +70,7 @@ def token_view(
     colours = _shades(frame, shown)
     produced = frame[frame["layer"] == 1]
     words = [_word(row) for row in produced.to_dict("records")]
-    head = "".join(f"<th>{html.escape(word)}</th>" for word in words)
+    head = "".join(f"<th>{_on_one_line(word)}</th>" for word in words)
     rows = []
     for layer in sorted(frame["layer"].unique(), reverse=True):
         those = frame[frame["layer"] == layer]
@@ -112,6 +113,10 @@ def _shades(frame: pd.DataFrame, quantity: str) -> dict[Any, str]:
     }
 
 
+def _on_one_line(text: str) -> str:
+    return html.escape(text.replace("\r", "\u240d").replace("\n", "\u21b5").replace("\t", "\u21e5"))
+
+
 def _word(row: dict[Any, Any]) -> str:
     return str(row.get("token", row["token_id"]))
 
@@ -132,4 +137,4 @@ def _cell(row: dict[Any, Any], shade: str, quantity: str, known: list[str]) -> s
     dark = shade in _SHADES[4:]
     colour = f"background:{shade};color:{'#fff' if dark else '#000'}"
     title = html.escape("\n".join(told), quote=True)
-    return f'<td style="{colour}" title="{title}">{html.escape(text)}</td>'
+    return f'<td style="{colour}" title="{title}">{_on_one_line(text)}</td>'

@@ -122,6 +122,7 @@ def test_stage_bars_name_their_layers():
 def test_the_token_view_tells_the_kept_numbers(analysis, quantity):
     page = token_view(analysis, 2, quantity)
     cells = Checked(page).cells
+    assert f"colour: {quantity or 'entropy_layer'}" in page
     tokens = analysis.tokens
     frame = tokens[tokens["response_id"] == tokens["response_id"].unique()[1]]
     assert len(cells) == len(frame)
@@ -145,7 +146,7 @@ def test_darker_is_more(analysis):
 
 
 def test_text_is_escaped():
-    lines = [{"prompt": "1", "response": "<b>&<i>"}, *LINES]
+    lines = [{"prompt": "1", "response": "<b>&\n<i>"}, *LINES]
     found = entropylens.analyze(
         tiny_model("llama"), lines, tokenizer=tiny_tokenizer(), top_tokens=2, progress=False
     )
@@ -153,6 +154,7 @@ def test_text_is_escaped():
     Checked(page)
     assert "<th>&lt;</th>" in page
     assert "<b>" not in page
+    assert "<th>\u21b5</th>" in page
 
 
 def test_what_cannot_be_shown(analysis):
