@@ -262,6 +262,12 @@ def compare(
 
         if len(directories) < 2:
             raise SettingError("there is one directory", "name at least two")
+        for path in directories:
+            if (path / "analysis.json").is_file() and not (path / "evaluation.json").is_file():
+                raise SettingError(
+                    f"{str(path)!r} holds an analysis, and compare takes evaluations",
+                    "draw analyses side by side: entropylens figures DIR DIR",
+                )
         names = distinct_names([str(it) for it in directories])
         found = {name: Evaluation.load(it) for name, it in zip(names, directories, strict=True)}
         (first, base), *others = found.items()

@@ -9,7 +9,9 @@ import typer
 
 from entropylens.cli_common import Debug, reported
 
-__all__ = ["figures", "plot"]
+__all__ = ["OUTPUT", "Columns", "Directories", "Output", "figures", "plot"]
+
+OUTPUT = Path("runs/figures")
 
 Directories = Annotated[
     list[Path], typer.Argument(help="What analyze, train or evaluate wrote; several side by side.")
@@ -27,7 +29,7 @@ def plot(
         str,
         typer.Option(help="1c | 2 ... 11 as in the paper, trainability, table1 or table5."),
     ],
-    output: Output = Path("figures"),
+    output: Output = OUTPUT,
     columns: Columns = None,
     debug: Debug = False,
 ) -> None:
@@ -42,32 +44,36 @@ def plot(
         if figure in TABLES:
             paths = write_table(figure, collection, output)
         else:
-            stem, drawn = draw(figure, collection)
-            paths = tuple(save(drawn, output / stem, columns=columns))
+            stem, drawn = draw(figure, collection, columns=columns)
+            paths = tuple(save(drawn, output / stem))
         typer.echo("\n".join(map(str, paths)))
 
 
 def figures(
     directories: Directories,
-    output: Output = Path("figures"),
+    output: Output = OUTPUT,
     columns: Columns = None,
     debug: Debug = False,
 ) -> None:
     """Draw every figure and table that the runs have the data for; say what others need."""
     with reported(debug):
         from entropylens.collection import load_collection
+        from entropylens.errors import SettingError, TrainingFilesError
         from entropylens.plots import everything
         from entropylens.plots.style import save
         from entropylens.plots.tables import TABLES, write_table
 
         collection = load_collection(directories)
-        drawn, missing = everything(collection)
+        drawn, missing = everything(collection, columns=columns)
         for stem, picture in drawn.items():
-            typer.echo("\n".join(map(str, save(picture, output / stem, columns=columns))))
+            typer.echo("\n".join(map(str, save(picture, output / stem))))
         for name, table in TABLES.items():
-            if getattr(collection, table.needs):
-                typer.echo("\n".join(map(str, write_table(name, collection, output))))
-            else:
+            if not getattr(collection, table.needs):
                 missing[name] = table.hint
+                continue
+            try:
+                typer.echo("\n".join(map(str, write_table(name, collection, output))))
+            except (SettingError, TrainingFilesError) as error:
+                missing[name] = error.line
         for name, hint in missing.items():
             typer.echo(f"not drawn: {name}: {hint}", err=True)

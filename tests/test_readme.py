@@ -57,6 +57,7 @@ def test_commands_run(
         "MODEL": str(model_directory), "FILE.jsonl": str(responses), "runs/demo": str(demo_run[0]),
         "data.parquet": str(training_file), "problems.jsonl": str(evaluated / "problems.jsonl"),
         "runs/a": str(evaluated / "a"), "runs/b": str(evaluated / "b"),
+        "runs/figures": str(tmp_path / "figures"),
         "data.train_files=data.parquet": f"data.train_files={training_file}",
     }  # fmt: skip
     words = [replaced.get(word, word) for word in shlex.split(command)[1:]]

@@ -9,6 +9,7 @@ import pytest
 
 import entropylens
 from entropylens import Analysis
+from entropylens.plots import FIGURES
 from entropylens.sources import hf
 
 pytestmark = pytest.mark.real
@@ -80,7 +81,7 @@ def test_the_demo_says_what_it_found(demo_run):
     assert f"{analysis.num_tokens} tokens" in text
     assert printed.count("convergence") == 30
     assert (directory / "report.html").stat().st_size > 100_000
-    assert len(list((directory / "figures").iterdir())) == 6
+    assert len(list((directory / "figures").iterdir())) == 2 * len(FIGURES)
 
 
 def test_a_real_model_is_evaluated(bundled_model, entropylens, tmp_path):

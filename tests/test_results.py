@@ -33,7 +33,13 @@ def test_files_of_the_contract(model, responses, tmp_path):
     run = tmp_path / "run"
     analysis = entropylens.analyze(model, responses, output=run, progress=False)
     names = {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
-    figures = ("figure2_flow", "figure3_change", "figure8_cosine")
+    figures = (
+        "figure1c_stages",
+        "figure2_flow",
+        "figure3_change",
+        "figure8_cosine",
+        "trainability",
+    )
     assert names == {
         "run.json", "layers.csv", "responses.parquet", "analysis.json", "report.html",
         *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "pdf")),

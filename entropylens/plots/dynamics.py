@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from entropylens.plots.style import model_colors, panels
+from entropylens.plots.layout import footnote, legend_above, panels, step_axis
+from entropylens.plots.style import model_colors
 from entropylens.training_run import TrainingRun
 
 __all__ = ["dynamics"]
@@ -18,7 +19,7 @@ __all__ = ["dynamics"]
 _CURVES = (
     (("bupo/reward", "critic/rewards/mean"), "reward"),
     (("bupo/entropy_policy", "actor/entropy"), r"entropy of $\pi_\theta$ (nats)"),
-    (("response_length/mean",), "response length (tokens)"),
+    (("response_length/mean",), "tokens a response"),
 )
 #: Runs are told apart in grey, too.
 _LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
@@ -26,7 +27,12 @@ _LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _LONG, _SHARE = 40, 1 / 20
 
 
-def dynamics(runs: Sequence[TrainingRun]) -> Figure:
+def dynamics(
+    runs: Sequence[TrainingRun],
+    *,
+    colors: Mapping[str, str] | None = None,
+    width: float | None = None,
+) -> Figure:
     """Reward, entropy of the model's own policy, and response length (Fig. 4 and 7).
 
     A dotted line marks the end of a run's internal phase; long runs are running means over their
@@ -34,21 +40,30 @@ def dynamics(runs: Sequence[TrainingRun]) -> Figure:
 
     Args:
         runs: in the order of the legend.
+        colors: of runs by name; by default each name's own.
+        width: of the figure in inches; by default as wide as the panels need.
+
+    Raises:
+        TrainingFilesError: a run has not logged one of these.
     """
-    with panels(len(_CURVES), width=2.9, height=2.4) as (figure, axes):
-        colors = model_colors([run.name for run in runs])
+    colors = colors or model_colors([run.name for run in runs])
+    with panels(len(_CURVES), per_row=3, size=(2.9, 2.6), width=width) as (figure, axes):
+        missing = []
         for panel, (names, label) in zip(axes, _CURVES, strict=True):
-            for place, (run, color) in enumerate(zip(runs, colors, strict=True)):
-                line = _LINES[place % len(_LINES)]
-                _curve(panel, run.curve(*names), color, line, run.name)
+            for place, run in enumerate(runs):
+                line, color = _LINES[place % len(_LINES)], colors[run.name]
+                values = run.curve(*names)
+                _curve(panel, values, color, line, run.name)
+                if values.empty:
+                    missing.append(f"{run.name}: {label} was never finite.")
                 if 0 < run.internal_steps < len(run.metrics):
                     panel.axvline(run.internal_steps + 0.5, color=color, lw=1, ls=":")
-            panel.set_xlabel("step")
+            step_axis(panel)
             panel.set_ylabel(label)
         if any(0 < run.internal_steps < len(run.metrics) for run in runs):
-            axes[-1].plot([], [], color="0.3", lw=1, ls=":", label="internal phase ends")
-        handles, labels = axes[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize="small")
+            axes[0].plot([], [], color="0.3", lw=1, ls=":", label="internal phase ends")
+        legend_above(figure)
+        footnote(figure, missing)
     return figure
 
 
