@@ -106,7 +106,7 @@ def write_table1(table: pd.DataFrame, directory: Path) -> tuple[Path, ...]:
 def _cells(
     table: pd.DataFrame, marks: Mapping[int, Callable[[str], str]]
 ) -> list[tuple[str, list[str]]]:
-    """Rows of text; what is equal as printed is marked alike. A single row has no best."""
+    """Rows of text; what is equal as printed is marked alike. Of equals none is the best."""
     printed = table.round(2)
     rows = []
     for name in table.index:
@@ -119,7 +119,7 @@ def _cells(
             higher = printed[column].dropna().unique()
             place = int((higher > value).sum())
             text = f"{value:.2f}"
-            cells.append(marks[place](text) if len(table) > 1 and place in marks else text)
+            cells.append(marks[place](text) if len(higher) > 1 and place in marks else text)
         rows.append((str(name), cells))
     return rows
 

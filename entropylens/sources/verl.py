@@ -123,9 +123,11 @@ def _actors(path: Path) -> list[tuple[int, Path]]:
     path = path.expanduser()
     if not path.is_dir():
         return []
+    inside = path / "checkpoints"  # of a run of `entropylens train`
     series = [
         (int(match[1]), child / "actor")
-        for child in path.iterdir()
+        for folder in (path, *([inside] if inside.is_dir() else []))
+        for child in folder.iterdir()
         if (match := _STEP.fullmatch(child.name)) and _is_actor(child / "actor")
     ]
     if series:

@@ -206,6 +206,13 @@ def test_a_run_is_a_series_in_the_order_of_its_steps(actor, tmp_path):
         assert verl.steps(path) == [(5, early)]
 
 
+def test_a_training_run_is_found_by_its_own_directory(actor, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    shutil.move(actor(step=5).parent, checkpoints)
+    assert verl.steps(tmp_path / "run") == [(5, checkpoints / "global_step_5" / "actor")]
+
+
 def test_a_step_is_known_from_inside_its_directory(actor, monkeypatch):
     monkeypatch.chdir(actor(step=12))
     assert verl.steps(Path()) == [(12, Path())]
