@@ -34,6 +34,8 @@ test-vllm: $(VLLM_VENV)/.vllm ## the real vLLM on a CPU, in an environment of it
 	VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 \
 		VLLM_CPU_OMP_THREADS_BIND=nobind \
 		$(VLLM_VENV)/bin/python -m pytest -m vllm tests/engines/test_vllm_engine.py
+	VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_CPU_KVCACHE_SPACE=1 OMP_NUM_THREADS=1 \
+		VLLM_CPU_OMP_THREADS_BIND=nobind $(VLLM_VENV)/bin/python benchmarks/engines.py
 
 train-demo: $(VENV)/.train ## ten steps of BuPO on the bundled model: the mechanics, not the benefit
 	@echo "This shows the mechanics only: a 135M model, ten steps, no claim about reasoning."

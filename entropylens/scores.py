@@ -162,33 +162,45 @@ class Evaluation:
         """`scores`."""
         return self.scores
 
-    def with_others(self, other: Evaluation) -> Evaluation:
-        """This one, and the benchmarks of another of the same run that this one has not.
+    def beside(
+        self, benchmarks: Sequence[GradedBenchmark], ks: Sequence[int]
+    ) -> tuple[GradedBenchmark, ...]:
+        """What stays of this evaluation where these benchmarks join it in its directory.
+
+        Args:
+            benchmarks: they take the place of those that are the same.
+            ks: of Pass@K and Maj@K.
 
         Raises:
-            SettingError: another benchmark has the same name, another judge, or too few answers.
+            SettingError: another benchmark has the name of one, or too few answers for a K.
         """
-        own = {one.name: one for one in self.benchmarks}
-        digests = {one.digest for one in self.benchmarks}
+        names = {one.name: one.digest for one in benchmarks}
         kept = []
-        for one in other.benchmarks:
-            mine = own.get(one.name)
-            if mine is not None and mine.digest != one.digest:
+        for one in self.benchmarks:
+            if names.get(one.name, one.digest) != one.digest:
                 raise SettingError(
                     f"the directory holds other problems called {one.name!r} ({one.source})",
                     "choose another directory with -o, or rename the file",
                 )
-            if mine is not None or one.digest in digests:
+            if one.name in names or one.digest in names.values():
                 continue
-            if max(self.ks, default=1) > one.num_samples:
+            if max(ks, default=1) > one.num_samples:
                 raise SettingError(
                     f"the directory holds {one.name} with n = {one.num_samples}, fewer than "
-                    f"--k {max(self.ks)}",
+                    f"--k {max(ks)}",
                     "choose another directory with -o, or name that benchmark with more answers",
                 )
             kept.append(one)
-        names = [one.name for one in kept]
-        theirs = other.grades[other.grades["benchmark"].isin(names)]
+        return tuple(kept)
+
+    def with_others(self, other: Evaluation) -> Evaluation:
+        """This one, and what stays of another of the same run.
+
+        Raises:
+            SettingError: as `beside`.
+        """
+        kept = other.beside(self.benchmarks, self.ks)
+        theirs = other.grades[other.grades["benchmark"].isin([one.name for one in kept])]
         return replace(
             self,
             benchmarks=(*kept, *self.benchmarks),

@@ -92,6 +92,25 @@ def test_another_model_or_setting_is_refused(model_directory, sums, tmp_path):
     assert len((output / "completions.jsonl").read_text().splitlines()) == 12
 
 
+def test_what_cannot_join_a_directory_is_refused_before_the_model_is_loaded(
+    model_directory, sums, tmp_path, monkeypatch
+):
+    output = tmp_path / "run"
+    run(model_directory, [sums], output)
+    monkeypatch.setattr("entropylens.evaluation.open_engine", None)
+    other = tmp_path / "other" / "sums.jsonl"
+    other.parent.mkdir()
+    other.write_text('{"problem": "2*2", "answer": "4"}')
+    with pytest.raises(SettingError, match="other problems called 'sums'"):
+        run(model_directory, [other], output)
+    other = other.rename(other.with_name("more.jsonl"))
+    with pytest.raises(SettingError, match="sums with n = 4, fewer than --k 8"):
+        run(model_directory, [other], output, num_samples=8, ks=(8,))
+    (output / "benchmarks.json").write_text("{")
+    with pytest.raises(OutputDirectoryError, match="is damaged"):
+        run(model_directory, [sums], output)
+
+
 def test_a_model_may_be_loaded_already(sums, tmp_path):
     loaded = tiny_model("llama")
     with pytest.raises(SettingError, match="without a tokenizer"):

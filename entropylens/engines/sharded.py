@@ -56,6 +56,7 @@ class ShardedEngine:
                     "lower --data-parallel or --tensor-parallel",
                 )
         self._ray = ray
+        self.name = model
         actor = ray.remote(_Copy).options(**needs)
         self._copies = [actor.remote() for _ in range(copies)]
         opening = [it.open.remote(model, engine, dict(options)) for it in self._copies]
@@ -64,7 +65,6 @@ class ShardedEngine:
         except BaseException:
             self.close()
             raise
-        self.name = model
         self.fingerprint: str = told["fingerprint"]
         self.settings: Mapping[str, Any] = told["settings"]
         self.tokenizer = told["tokenizer"]

@@ -121,17 +121,3 @@ def test_tokens_are_drawn_from_the_models_own_distribution(engine):
     expected = probs[likely] * draws
     assert likely.sum() > 5
     assert ((counts[likely] - expected) ** 2 / expected).sum() < 2.5 * likely.sum()
-
-
-def test_speed_beside_hugging_face(bundled_model, engine, prompts, capsys):
-    """Printed, not judged: machines differ."""
-    hf_engine = open_engine(bundled_model, engine="hf", dtype=engine.settings["dtype"])
-    speeds = []
-    for one in (engine, hf_engine):
-        generate(one, prompts[:1], Sampling(1, 4, seed=9), progress=False)
-        begun = time.perf_counter()
-        found = generate(one, prompts, Sampling(SAMPLES, TOKENS, seed=9), progress=False)
-        speeds.append(sum(it.num_tokens for it in found) / (time.perf_counter() - begun))
-    with capsys.disabled():
-        print(f"\nvLLM {speeds[0]:.0f} tokens/s, Hugging Face generate {speeds[1]:.0f}")
-    assert min(speeds) > 0
