@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,11 @@ from entropylens.prompts import Prompt, load_prompts
 from entropylens.quantities import READINGS
 from entropylens.responses import Response, Responses, parse_responses, read_responses
 from entropylens.results import Analysis
-from entropylens.rundir import open_run
+from entropylens.rundir import fingerprint, open_run
 from entropylens.sampling import Sampling
 from entropylens.sources import open_model
 from entropylens.sources.subject import Subject
-from entropylens.tokens import TokenKeeper
+from entropylens.tokens import EVERYTHING, SHOWN, TokenKeeper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["analyze"]
 
 logger = logging.getLogger(__name__)
+
+#: Top tokens that a report's token view shows.
+SHOWN_TOP = 5
 
 
 def analyze(
@@ -52,8 +55,8 @@ def analyze(
     batch_tokens: int = BATCH_TOKENS,
     kernel: str = "auto",
     skip_bad: bool = False,
-    keep_tokens: Sequence[str] = (),
-    top_tokens: int = 0,
+    keep_tokens: Sequence[str] | None = None,
+    top_tokens: int | None = None,
     seed: int = 0,
     force: bool = False,
     progress: bool = True,
@@ -79,7 +82,10 @@ def analyze(
         kernel: auto | compiled | eager, the body that reduces the logits.
         skip_bad: leave bad responses out and count them.
         keep_tokens: quantities to keep token by token too (`Analysis.tokens`, tokens.parquet).
-        top_tokens: how many of pi_l's most probable tokens to keep with them.
+            By default, entropy_layer and delta_layer of the first 3 responses, up to 256 tokens.
+        top_tokens: how many of pi_l's most probable tokens to keep with them, and the produced
+            token's rank; by default 5 of those responses. Where either is given, all responses
+            are kept; (), and 0, keep nothing.
         seed: of the same-norm control and of resamples.
         force: replace another run in `output`.
         progress: show progress bars.
@@ -113,10 +119,9 @@ def analyze(
         "reading": reading,
         "seed": seed,
     }
-    keeper = None
-    if keep_tokens or top_tokens:
-        keeper = TokenKeeper(keep_tokens, top_tokens, reading, subject.tokenizer)
-        settings["tokens"] = [keeper.names, top_tokens]
+    keeper = _keeper(keep_tokens, top_tokens, reading, subject)
+    if keeper is not None:
+        settings["tokens"] = [keeper.names, keeper.top, *astuple(keeper.extent)]
     if responses is None:
         datasets = datasets or (BUNDLED,)
         for dataset, task in zip(datasets, task_names(datasets), strict=True):
@@ -149,10 +154,32 @@ def analyze(
         subject, given, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel, seed=seed,
         keeper=keeper, progress=progress,
     )  # fmt: skip
+    chosen: dict[str, Any] = {"device": str(subject.anatomy.device), "batch_tokens": batch_tokens}
+    if subject.tokenizer is not None:
+        chosen["tokenizer"] = fingerprint(subject.tokenizer.get_vocab())
+    if prompts:
+        chosen |= {"datasets": list(datasets), "num_prompts": num_prompts, "template": template}
+        chosen |= {"thinking": thinking, **asdict(sampling)}
+    elif isinstance(responses, str | Path):
+        chosen["responses"] = Path(responses).name
+    analysis = replace(analysis, settings=chosen)
     if run is not None:
         write_outputs(analysis, run.path)
         run.close()
     return analysis
+
+
+def _keeper(
+    names: Sequence[str] | None, top: int | None, reading: str, subject: Subject
+) -> TokenKeeper | None:
+    if names is None and top is None:
+        prefix = "normed_" if reading == "normed" else ""
+        shown = [f"{prefix}entropy_layer", f"{prefix}delta_layer"]
+        top = SHOWN_TOP if subject.remote is None else 0
+        return TokenKeeper(shown, top, reading, subject.tokenizer, SHOWN)
+    if not names and not top:
+        return None
+    return TokenKeeper(names or (), top or 0, reading, subject.tokenizer, EVERYTHING)
 
 
 def _check_settings(reading: str, kernel: str, batch_tokens: int, seed: int) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entropylens.cli_common import Debug, Json, Thinking, prepare_process, reported
-from entropylens.cli_evaluation import compare, evaluate, generate
+from entropylens.cli_comparison import compare
+from entropylens.cli_evaluation import evaluate, generate
 from entropylens.cli_figures import figures, plot
 from entropylens.cli_training import export, prepare, train
 
@@ -79,11 +80,12 @@ def analyze(
     ] = 512,
     keep_tokens: Annotated[
         list[str] | None,
-        typer.Option(help="Keep this quantity token by token (tokens.parquet); may be repeated."),
+        typer.Option(help="Keep this of every token of every response; default: of the first 3."),
     ] = None,
     top_tokens: Annotated[
-        int, typer.Option(help="Keep this many top tokens of every layer's policy, too.")
-    ] = 0,
+        int | None,
+        typer.Option(help="Keep this many top tokens of every layer's policy, too; 0 for none."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling, control and resamples.")] = 0,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     trust_remote_code: Annotated[
@@ -132,7 +134,7 @@ def analyze(
             "trust_remote_code": trust_remote_code,
             "batch_tokens": batch_tokens,
             "skip_bad": skip_bad,
-            "keep_tokens": keep_tokens or (),
+            "keep_tokens": keep_tokens or None,
             "top_tokens": top_tokens,
             "seed": seed,
             "force": force,

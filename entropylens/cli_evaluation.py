@@ -1,4 +1,4 @@
-"""The command line's evaluation part: generate, evaluate, compare."""
+"""The command line's evaluation part: generate, evaluate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from entropylens.sampling import Sampling
     from entropylens.scores import Evaluation
 
-__all__ = ["compare", "evaluate", "generate"]
+__all__ = ["evaluate", "generate", "tell_table1"]
 
 
 class EngineName(StrEnum):
@@ -236,56 +236,7 @@ def evaluate(
             }
             typer.echo(json.dumps(told if len(told) > 1 else next(iter(told.values())), indent=2))
         if len(found) > 1:
-            _write_table1(found, directory)
-
-
-def compare(
-    directories: Annotated[
-        list[Path], typer.Argument(help="What `evaluate` wrote; the first is compared with each.")
-    ],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the tables there as well.")
-    ] = None,
-    k: Annotated[
-        list[int] | None, typer.Option(help="Of Pass@K and Maj@K; default 1, 2, 4 ... n.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say which evaluation is better, problem by problem, or that they cannot be told apart."""
-    with reported(debug):
-        from entropylens.comparison import compare as run
-        from entropylens.errors import SettingError
-        from entropylens.rundir import distinct_names
-        from entropylens.scores import Evaluation
-
-        if len(directories) < 2:
-            raise SettingError("there is one directory", "name at least two")
-        for path in directories:
-            if (path / "analysis.json").is_file() and not (path / "evaluation.json").is_file():
-                raise SettingError(
-                    f"{str(path)!r} holds an analysis, and compare takes evaluations",
-                    "draw analyses side by side: entropylens figures DIR DIR",
-                )
-        names = distinct_names([str(it) for it in directories])
-        found = {name: Evaluation.load(it) for name, it in zip(names, directories, strict=True)}
-        (first, base), *others = found.items()
-        compared = [run(base, it, (first, name), ks=k or (), seed=seed) for name, it in others]
-        if as_json:
-            frames = [json.loads(it.frame.to_json(orient="records")) for it in compared]
-            told = [
-                {"first": it.first, "second": it.second, "sentences": it.sentences, "rows": frame}
-                for it, frame in zip(compared, frames, strict=True)
-            ]
-            typer.echo(json.dumps(told, indent=2))
-        else:
-            for one in compared:
-                typer.echo("\n".join(one.sentences))
-        if output is not None:
-            for one in compared:
-                one.save(output if len(compared) == 1 else output / one.second)
-            _write_table1(found, output)
+            tell_table1(found, directory)
 
 
 def _tell(name: str, evaluation: Evaluation, place: Path) -> None:
@@ -299,7 +250,8 @@ def _tell(name: str, evaluation: Evaluation, place: Path) -> None:
     typer.echo(f"\nWritten to {place}")
 
 
-def _write_table1(found: dict[str, Evaluation], directory: Path) -> None:
+def tell_table1(found: dict[str, Evaluation], directory: Path) -> None:
+    """Write Table 1 of several evaluations and print it, or say why there is none."""
     from entropylens.errors import SettingError
     from entropylens.table1 import markdown, table1, write_table1
 

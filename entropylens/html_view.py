@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from entropylens.results import Analysis
     from entropylens.stages import Stages
 
-__all__ = ["analysis_html", "recommendation_html", "spark_line", "stage_bar"]
+__all__ = ["analysis_html", "doubt_table", "recommendation_html", "spark_line", "stage_bar"]
 
 _WIDTH, _HEIGHT = 260, 28
 _STAGES = {"exploration": "#e69f00", "integration": "#999999", "convergence": "#0072b2"}
@@ -63,7 +63,7 @@ def analysis_html(analysis: Analysis) -> str:
         f"{analysis.num_layers}</th><th>{'nats' if prefix == '' else 'nats, normed'}</th></tr>"
         f"{''.join(rows)}</table>"
         f"<details><summary>What would change this answer</summary>"
-        f"{_doubt_table(what_would_change(analysis))}</details></div>"
+        f"{doubt_table(what_would_change(analysis))}</details></div>"
     )
 
 
@@ -141,7 +141,8 @@ def stage_bar(stages: Stages, num_layers: int) -> str:
     return f'<svg width="{_WIDTH}" height="16" role="img">{"".join(parts)}</svg>'
 
 
-def _doubt_table(frame: pd.DataFrame) -> str:
+def doubt_table(frame: pd.DataFrame) -> str:
+    """What `what_would_change` found."""
     rows = "".join(
         f"<tr><td>{choice}</td><td>{html.escape(str(value))}</td>"
         f'<td style="text-align:right">{"none" if layer is pd.NA else layer}</td>'

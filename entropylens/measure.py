@@ -68,7 +68,7 @@ def measure(
         NonFiniteStatesError, AllocationError: what their names say.
     """
     items = responses.items
-    frames, tokens = ([], []) if run is None else run.finished(tokens=keeper is not None)
+    frames, tokens = ([], []) if run is None else run.finished()
     finished = {index for frame in frames for index in frame["response_id"]}
     total = sum(response.num_tokens for response in items)
     unembedding = subject.anatomy.unembedding
@@ -84,7 +84,7 @@ def measure(
         estimate(subject.anatomy, min(batch_tokens, total), reading) / 1e6,
     )
     if keeper is not None:
-        size = keeper.size(total, subject.anatomy.num_layers)
+        size = keeper.size([it.num_tokens for it in items], subject.anatomy.num_layers)
         logger.info("single tokens are kept: about %.1f MB", size / 1e6)
     bar = tqdm(
         total=total,
@@ -120,7 +120,7 @@ def measure(
         skipped=responses.skipped,
         seed=seed,
         versions=versions(),
-        tokens=_in_order(tokens) if keeper is not None else None,
+        tokens=_in_order(tokens) if tokens else None,
     )
 
 
@@ -144,6 +144,7 @@ class _Meter:
         self.keeper = keeper
         self.top = TopTokens(keeper.top) if keeper is not None and keeper.top else None
         self.tokens: list[pd.DataFrame] = []
+        self.kept = torch.zeros(0, dtype=torch.long)
         self.anatomy, self.remote = subject.anatomy, subject.remote
         self.items = items
         self.reading = reading
@@ -160,12 +161,10 @@ class _Meter:
         layers = self.anatomy.num_layers
         sums = torch.zeros(len(group), layers, len(self.names), dtype=torch.float64)
         policy = torch.zeros(len(group), 2, dtype=torch.float64)
-        read = dict.fromkeys(group, 0)
         for owners, quantities, head in self._readings(group, batch_tokens, bar):
-            if self.keeper is not None:
-                self.tokens.append(self.keeper.rows(owners, self.items, read, quantities, self.top))
-                for index, count in zip(*owners.unique(return_counts=True), strict=True):
-                    read[int(index)] += int(count)
+            if self.keeper is not None and len(self.kept):
+                rows = self.keeper.rows(self.kept, self.items, quantities, self.top)
+                self.tokens.append(rows)
             owner = torch.tensor([row[int(index)] for index in owners])
             stacked = torch.stack([quantities[name] for name in self.names], dim=-1)
             sums.index_add_(0, owner, stacked.double().cpu().transpose(0, 1))
@@ -185,6 +184,7 @@ class _Meter:
         """The owners of positions with what `_read` says of them, piece by piece."""
         if self.remote is not None:
             whole = batch(self.items, group)
+            self._expect(whole.owner)
             quantities, head = self.remote.read(
                 whole.input_ids, whole.mask, whole.positions, whole.tokens, self.reading, self.seed
             )
@@ -193,11 +193,19 @@ class _Meter:
             yield whole.owner, quantities, head
             return
         for piece in pieces(self.anatomy, self.items, group, batch_tokens):
+            self._expect(piece.owner)
             quantities, head = self._read(piece, _Ticker(bar, len(piece.tokens), self.ticks))
             owner = piece.owner
             del piece
             yield owner, quantities, head
             del quantities, head
+
+    def _expect(self, owner: Tensor) -> None:
+        """Settle which of the positions that are read next are kept one by one."""
+        if self.keeper is not None:
+            self.kept = self.keeper.expect(owner)
+        if self.top is not None:
+            self.top.kept = self.kept
 
     def _read(self, piece: Piece, ticker: _Ticker) -> tuple[dict[str, Tensor], Tensor]:
         """Every quantity [layers, positions], and pi_theta's entropy and NLL [positions, 2]."""
@@ -246,6 +254,7 @@ class _Meter:
         keys = {
             "response_id": list(group),
             "prompt_id": [response.prompt_key for response in chosen],
+            "response_key": [response.key for response in chosen],
             "task": [response.task for response in chosen],
             "num_tokens": tokens,
             "truncated": [response.truncated for response in chosen],
@@ -253,7 +262,7 @@ class _Meter:
             "policy_nll": policy[:, 1] / tokens,
         }
         rows = pd.DataFrame({name: np.repeat(values, layers) for name, values in keys.items()})
-        rows.insert(3, "layer", np.tile(np.arange(1, layers + 1), len(group)))
+        rows.insert(4, "layer", np.tile(np.arange(1, layers + 1), len(group)))
         means = (sums / tokens[:, None, None]).reshape(-1, len(self.names))
         return pd.concat([rows, pd.DataFrame(means, columns=list(self.names))], axis=1)
 

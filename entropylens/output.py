@@ -22,8 +22,7 @@ def write_outputs(analysis: Analysis, directory: Path) -> None:
     Raises:
         OutputDirectoryError: it cannot be written.
     """
-    figures = {name: draw([analysis]) for name, draw in FIGURES.items()}
-    for name, figure in figures.items():
-        save(figure, directory / "figures" / name)
-    write_text(directory / "report.html", report_page(analysis, figures))
+    for name, draw in FIGURES.items():
+        save(draw([analysis]), directory / "figures" / name)
+    write_text(directory / "report.html", report_page(analysis))
     analysis.save(directory)

@@ -77,6 +77,19 @@ class Unembedding:
             bias = None if self.bias is None else self.bias[start:stop].to(dtype)
             yield Tile(start, stop, self.weight[start:stop].to(dtype), bias)
 
+    def rows(
+        self, tokens: Int[Tensor, " positions"], dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "positions d_model"], Float[Tensor, " positions"]]:
+        """Each token's row of E_u and its bias (0 without one)."""
+        weight = torch.zeros(len(tokens), self.d_model, dtype=dtype, device=tokens.device)
+        bias = torch.zeros(len(tokens), dtype=dtype, device=tokens.device)
+        for tile in self.tiles(dtype):
+            inside = (tokens >= tile.start) & (tokens < tile.stop)
+            weight[inside] = tile.weight[tokens[inside] - tile.start]
+            if tile.bias is not None:
+                bias[inside] = tile.bias[tokens[inside] - tile.start]
+        return weight, bias
+
     def logits(
         self, states: Float[Tensor, "positions d_model"]
     ) -> Float[Tensor, "positions vocab"]:

@@ -209,8 +209,10 @@ def read_policies(
         top: gets the most probable tokens of pi_1..pi_L.
     """
     dtype, transform = compute_dtype(sites.start), unembedding.transform
-    walk = _StreamWalk(len(sites.added[0]), head, tokens, body, dtype, top)
+    walk = _StreamWalk(len(sites.added[0]), head, tokens, body, dtype)
     layers, positions, device = walk.layers, len(final), final.device
+    if top is not None and top.start(sites, unembedding, tokens, dtype):
+        walk.top = top
     alone = (*sites.plain, *sites.added)
     modules = Accumulator(len(alone) * layers, positions, device)
     start, final = sites.start.to(dtype), final.to(dtype)
@@ -251,37 +253,66 @@ def read_policies(
 
 
 class TopTokens:
-    """The most probable tokens of every pi_l.
+    """The most probable tokens of every pi_l at some positions, and the produced token's rank.
 
     Args:
         count: how many.
 
     Attributes:
-        ids: [layers, positions, count], the likeliest first.
+        kept: the positions that are wanted; to be set before a reading.
+        ids: [layers, kept, count], the likeliest first.
         probs: their probabilities.
+        ranks: [layers, kept], from 1: one more than the tokens of a larger logit.
     """
+
+    kept: Int[Tensor, " kept"]
 
     def __init__(self, count: int) -> None:
         self.count = count
 
-    def start(self, layers: int, positions: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Forget everything."""
-        shape = (layers, positions, self.count)
+    def start(
+        self,
+        sites: Sites,
+        unembedding: Unembedding,
+        tokens: Int[Tensor, " positions"],
+        dtype: torch.dtype,
+    ) -> bool:
+        """Forget what was read before; say whether there is anything to read."""
+        layers, device = len(sites.added[0]), tokens.device
+        self.kept = self.kept.to(device)
+        shape = (layers, len(self.kept), self.count)
         self.ids = torch.zeros(shape, dtype=torch.long, device=device)
         self.probs = torch.full(shape, -torch.inf, dtype=dtype, device=device)  # logits so far
+        self.ranks = torch.ones(shape[:2], dtype=torch.long, device=device)
+        self.tokens = tokens[self.kept]
+        weight, bias = unembedding.rows(self.tokens, dtype)
+        self.chosen = torch.zeros(shape[:2], dtype=dtype, device=device)
+        stream = sites.start[self.kept].to(dtype)
+        for place in range(layers):
+            if sites.stream is None:
+                stream = stream + sum(it[place][self.kept].to(dtype) for it in sites.added)
+            else:
+                stream = sites.stream[place][self.kept].to(dtype)
+            self.chosen[place] = (stream * weight).sum(-1) + bias
+        return len(self.kept) > 0
 
     def take(self, place: int, linear: Tensor, tile: Tile, transform: OutputTransform) -> None:
         """Take in one tile of one layer's logits."""
-        logits = transform(linear if tile.bias is None else linear + tile.bias)
-        best, column = logits.topk(min(self.count, logits.shape[-1]), dim=-1)
+        linear = linear[self.kept]
+        if tile.bias is not None:
+            linear = linear + tile.bias
+        chosen = self.chosen[place]
+        own = pick(linear, self.tokens, tile, chosen)  # no token is ahead of itself
+        self.ranks[place] += (linear > chosen[:, None]).sum(-1) - (own > chosen).long()
+        best, column = transform(linear).topk(min(self.count, linear.shape[-1]), dim=-1)
         values = torch.cat([self.probs[place], best], dim=-1)
         ids = torch.cat([self.ids[place], column + tile.start], dim=-1)
         self.probs[place], order = values.topk(self.count, dim=-1)
         self.ids[place] = ids.gather(-1, order)
 
-    def finish(self, log_normalizer: Tensor) -> None:
+    def finish(self, log_normalizer: Float[Tensor, "layers positions"]) -> None:
         """Turn logits into probabilities."""
-        self.probs = (self.probs - log_normalizer.unsqueeze(-1)).exp()
+        self.probs = (self.probs - log_normalizer[:, self.kept].unsqueeze(-1)).exp()
 
 
 class _StreamWalk:
@@ -294,12 +325,10 @@ class _StreamWalk:
         tokens: Tensor,
         body: Body,
         dtype: torch.dtype,
-        top: TopTokens | None,
     ) -> None:
         shape, device = (layers + 1, len(tokens)), tokens.device
-        self.layers, self.head, self.tokens, self.body, self.top = layers, head, tokens, body, top
-        if top is not None:
-            top.start(layers, len(tokens), dtype, device)
+        self.layers, self.head, self.tokens, self.body = layers, head, tokens, body
+        self.top: TopTokens | None = None
         self.statistics = Accumulator(*shape, device)
         self.dot = torch.zeros(shape, dtype=torch.float64, device=device)
         self.chosen = torch.zeros(shape, dtype=dtype, device=device)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["RELIABLE_PROMPTS", "PromptSums", "Spread", "prompt_sums"]
+__all__ = ["RELIABLE_PROMPTS", "Difference", "PromptSums", "Spread", "difference", "prompt_sums"]
 
 #: Fewer prompts than this give no reliable interval.
 RELIABLE_PROMPTS = 20
@@ -91,17 +91,64 @@ class Spread:
         if self.sums.num_prompts < LEAST_PROMPTS:
             return np.full_like(centre, np.nan), np.full_like(centre, np.nan)
         drawn_error = _standard_errors(self.sums.sums, self.sums.tokens, self.times, self.means)
-        # A resample of a single prompt many times has no error of its own: it tells nothing.
-        drawn_error = np.where(drawn_error > 1e-3 * error, drawn_error, np.nan)
-        t = (self.means - centre) / drawn_error
-        tail = (1 - level) / 2
         if simultaneous:
+            t = _t_values(centre, error, self.means, drawn_error)
             widest = np.nanquantile(_nanmax(np.abs(t), axis=1), level, axis=0)
             return centre - widest * error, centre + widest * error
-        constant = ~np.isfinite(t).any(axis=0)
-        t[:, constant] = 0.0
-        low, high = np.nanquantile(t, [tail, 1 - tail], axis=0)
-        return centre - high * error, centre - low * error
+        return _bootstrap_t(centre, error, self.means, drawn_error, level)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Means of one set of responses less those of another, with 95 % intervals.
+
+    Args:
+        means: [L, K].
+        errors: [L, K], standard errors; NaN with a single prompt.
+        low, high: [L, K], bootstrap-t; NaN under 3 prompts.
+        drawn: [resamples, L, K].
+    """
+
+    means: Array
+    errors: Array
+    low: Array
+    high: Array
+    drawn: Array
+
+
+def difference(
+    first: PromptSums,
+    second: PromptSums,
+    *,
+    paired: bool,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """The second's means less the first's.
+
+    Args:
+        first, second: of the same L and K.
+        paired: both are of the same prompts in the same order, which are drawn together.
+        resamples: how often.
+        seed: of the draws.
+    """
+    one = first.draw(resamples, seed)
+    other = second.draw(resamples, seed if paired else seed + 1)  # one seed, the same prompts
+    means, drawn = second.means() - first.means(), other.means - one.means
+    single = np.ones((1, first.num_prompts))
+    errors = _difference_errors(
+        (first, single, first.means()[None]),
+        (second, np.ones((1, second.num_prompts)), second.means()[None]),
+        paired,
+    )[0]
+    if min(first.num_prompts, second.num_prompts) < LEAST_PROMPTS:
+        unknown = np.full_like(means, np.nan)
+        return Difference(means, errors, unknown, unknown, drawn)
+    drawn_errors = _difference_errors(
+        (first, one.times, one.means), (second, other.times, other.means), paired
+    )
+    low, high = _bootstrap_t(means, errors, drawn, drawn_errors, 0.95)
+    return Difference(means, errors, low, high, drawn)
 
 
 def prompt_sums(responses: pd.DataFrame, quantities: Sequence[str]) -> PromptSums:
@@ -131,6 +178,47 @@ def _standard_errors(sums: Array, tokens: Array, times: Array, means: Array) -> 
     variance = square - 2 * means * cross + means**2 * length[:, None, None]
     total = (times @ tokens)[:, None, None]
     return np.sqrt(np.clip(variance, 0, None) * count / (count - 1)) / total
+
+
+def _t_values(centre: Array, error: Array, drawn: Array, drawn_error: Array) -> Array:
+    # A resample of a single prompt many times has no error of its own: it tells nothing.
+    drawn_error = np.where(drawn_error > 1e-3 * error, drawn_error, np.nan)
+    return (drawn - centre) / drawn_error
+
+
+def _bootstrap_t(
+    centre: Array, error: Array, drawn: Array, drawn_error: Array, level: float
+) -> tuple[Array, Array]:
+    t = _t_values(centre, error, drawn, drawn_error)
+    constant = ~np.isfinite(t).any(axis=0)
+    t[:, constant] = 0.0
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(t, [tail, 1 - tail], axis=0)
+    return centre - high * error, centre - low * error
+
+
+def _difference_errors(
+    first: tuple[PromptSums, Array, Array], second: tuple[PromptSums, Array, Array], paired: bool
+) -> Array:
+    """[B, L, K]: of a difference of ratios; where prompts are shared, less their covariance."""
+    variance = sum(
+        _standard_errors(sums.sums, sums.tokens, times, means) ** 2
+        for sums, times, means in (first, second)
+    )
+    if paired:
+        (one, times, one_means), (other, _, other_means) = first, second
+        count = one.num_prompts
+
+        def cross(left: Array, right: Array) -> Array:
+            return np.einsum("bp,plk->blk", times, left * right)
+
+        n_one, n_other = one.tokens[:, None, None], other.tokens[:, None, None]
+        product = cross(one.sums, other.sums)
+        product -= other_means * cross(one.sums, n_other) + one_means * cross(other.sums, n_one)
+        product += one_means * other_means * cross(n_one, n_other)
+        total = ((times @ one.tokens) * (times @ other.tokens))[:, None, None]
+        variance = variance - 2 * product * count / max(1, count - 1) / total
+    return np.sqrt(np.clip(variance, 0, None))
 
 
 def _nanmax(values: Array, axis: int) -> Array:

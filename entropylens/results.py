@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,15 +60,17 @@ class Analysis:
         reading: raw | normed | both.
         kernel: which body reduced the logits (compiled, eager).
         mixers: one a layer: attention | linear_attention | ssm | none.
-        responses: one row a response and layer: `response_id, prompt_id, task, layer,
-            num_tokens, truncated, policy_entropy, policy_nll` and the mean over the response's
-            tokens of every quantity.
+        responses: one row a response and layer: `response_id, prompt_id, response_key, task,
+            layer, num_tokens, truncated, policy_entropy, policy_nll` and the mean over the
+            response's tokens of every quantity; `response_key` is a digest of its content.
         skipped: bad responses left out.
         seed: of resamples and control.
         versions: of the packages that made it.
         tokens: one row a response, position and layer, where they were kept: `response_id,
-            position` (from 1), `layer, token_id, token`, the chosen quantities, and the top
-            tokens of pi_l with their probabilities; else None.
+            position` (from 1), `layer, token_id, token`, the chosen quantities, the top tokens
+            of pi_l with their probabilities, and the produced token's `rank` under pi_l; else
+            None.
+        settings: what else was chosen, such as the sampling; nothing depends on them here.
     """
 
     model: str
@@ -84,6 +86,7 @@ class Analysis:
     seed: int
     versions: Mapping[str, str]
     tokens: pd.DataFrame | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_responses(self) -> int:
@@ -187,21 +190,29 @@ class Analysis:
                 choices = ", ".join(str(choice) for choice in known)
                 raise SettingError(f"no {what} {value!r} here", f"choose one of {choices}")
         frame = self.responses if task is None else self.responses[self.responses["task"] == task]
+        found = recommend(
+            self._profile_of(frame, reading), reading=reading, rule=rule, seed=self.seed
+        )
+        if self.num_layers < 2:
+            return found
+        return found.with_note(self._how_well(found.layer, reading, frame))
+
+    def profile(self, reading: str | None = None) -> Profile:
+        """The FFNs' entropy changes with their errors, as the rule reads them."""
+        return self._profile_of(self.responses, reading or self.readings[0])
+
+    def _profile_of(self, frame: pd.DataFrame, reading: str) -> Profile:
         name = prefix_of(reading) + "delta_ffn"
         sums = prompt_sums(frame, [name])
         control = None
         if reading == "raw":
             control = prompt_sums(frame, ["control_delta_ffn"]).means()[:, 0]
-        profile = Profile(
+        return Profile(
             means=sums.means()[:, 0],
             sums=sums,
             floor=_FLOORS.get(self.dtype, _HALF_PRECISION_FLOOR),
             control=control,
         )
-        found = recommend(profile, reading=reading, rule=rule, seed=self.seed)
-        if self.num_layers < 2:
-            return found
-        return found.with_note(self._how_well(found.layer, reading, frame))
 
     def _how_well(self, layer: int | None, reading: str, frame: pd.DataFrame) -> str:
         """How well pi_l knows the text, in a sentence."""
@@ -294,6 +305,7 @@ class Analysis:
                 for task, found in self.by_task.items()
             },
             "tasks_agree": self.tasks_agree,
+            "settings": dict(self.settings),
             "versions": dict(self.versions),
         }
 
@@ -332,6 +344,11 @@ class Analysis:
             kernel=", ".join(kernels),
             responses=_numbered_on([analysis.responses for analysis in analyses], starts),
             skipped=sum(analysis.skipped for analysis in analyses),
+            settings={
+                name: value
+                for name, value in first.settings.items()
+                if all(it.settings.get(name) == value for it in analyses)
+            },
             tokens=None
             if first.tokens is None
             else _numbered_on([it for it in kept if it is not None], starts),
@@ -371,6 +388,7 @@ class Analysis:
                     "upgrade entropylens: pip install -U entropylens",
                 )
             fields = {name: content[name] for name in _SAVED_FIELDS}
+            fields["settings"] = content.get("settings", {})
             responses = pd.read_parquet(path / "responses.parquet")
             kept = path / "tokens.parquet"
             tokens = pd.read_parquet(kept) if kept.is_file() else None

@@ -97,15 +97,16 @@ class RunDirectory:
         """Whether the run is through: analysis.json is written last."""
         return (self.path / "analysis.json").is_file()
 
-    def finished(self, *, tokens: bool = False) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
-        """What is measured so far: rows of responses.parquet, and of tokens.parquet where asked.
+    def finished(self) -> tuple[list[pd.DataFrame], list[pd.DataFrame]]:
+        """What is measured so far: rows of responses.parquet, and of tokens.parquet.
 
         A part that cannot be read is dropped, and its responses are measured again.
         """
         rows, single = [], []
         for part in sorted((self.path / PARTS).glob("[0-9]*.parquet")):
             try:
-                read = [pd.read_parquet(it) for it in (part, *([_tokens_of(part)] * tokens))]
+                there = [it for it in (part, _tokens_of(part)) if it.is_file()]
+                read = [pd.read_parquet(it) for it in there]
             except (OSError, ValueError) as error:
                 logger.warning("%s cannot be read (%s) and is measured again", part, error)
                 part.unlink()

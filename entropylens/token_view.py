@@ -1,49 +1,78 @@
 """One response token by token: layers down, tokens across, colour for a quantity, hover for more.
 
-Plain HTML of its own: it works in a notebook and inside a page, without a network.
+Plain HTML of its own, without a script: it works in a notebook and inside a page, without a
+network. Which quantity gives the colour is chosen by radio buttons that its style sheet reads.
 """
 
 from __future__ import annotations
 
 import html
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from entropylens.errors import SettingError
 from entropylens.quantities import quantities_of
+from entropylens.tokens import SHOWN
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from entropylens.results import Analysis
 
-__all__ = ["token_view"]
+__all__ = ["TOP_TOKEN", "responses_shown", "token_view"]
 
-#: Tokens shown of a response.
-MOST_TOKENS = 256
-#: Light to dark, readable in grey: cividis in nine steps.
+#: Colour by how unsure pi_l is of its top token, and read these tokens.
+TOP_TOKEN = "top_token"
+#: Small to large, readable in grey: cividis in nine steps, light to dark.
 _SHADES = (
     "#fee838", "#e1cc55", "#c3b369", "#a69d75", "#8a8678", "#717078", "#575c6d", "#35456c",
     "#00224e",
 )  # fmt: skip
+#: Below zero to above it, equally strong.
+_SIGNED_SHADES = (
+    "#b35806", "#e08214", "#fdb863", "#fee0b6", "#f7f7f7", "#d8daeb", "#b2abd2", "#8073ac",
+    "#542788",
+)  # fmt: skip
+_STEPS = len(_SHADES)
+_SIGNED = ("delta", "step", "cos")
+
+_STYLE = """
+.token-view form{margin:0 0 .4em;font-size:13px}
+.token-view label{margin-right:1em;white-space:nowrap}
+.token-view .cells{overflow:auto;max-height:34em}
+.token-view table{border-collapse:collapse;font:11px monospace}
+.token-view th{position:sticky;left:0;top:0;background:Canvas;color:CanvasText;padding:0 4px;
+font-weight:normal;white-space:pre}
+.token-view td{width:1.6em;min-width:1.6em;height:1.2em;padding:0 2px;white-space:pre;
+max-width:5em;overflow:hidden;color:#000;text-align:left}
+.token-view .scale,.token-view td span{display:none}
+.token-view .scale i{display:inline-block;width:1.2em;height:.8em}
+"""
+
+
+def responses_shown(analysis: Analysis) -> int:
+    """How many responses have tokens to show."""
+    return 0 if analysis.tokens is None else int(analysis.tokens["response_id"].nunique())
 
 
 def token_view(
-    analysis: Analysis, response: int = 1, quantity: str | None = None, *, most: int = MOST_TOKENS
+    analysis: Analysis,
+    response: int = 1,
+    quantity: str | None = None,
+    *,
+    most: int | None = SHOWN.positions,
 ) -> str:
     """A response as an HTML table: rows are layers from L down to 1, columns its tokens.
 
     Hovering a cell tells the token, every kept quantity, the top tokens of pi_l with their
-    probabilities, and the produced token's rank among them.
+    probabilities, and the produced token's rank.
 
     Args:
-        analysis: measured with `keep_tokens`, and `top_tokens` for what hovering tells.
-        response: which one, from 1.
-        quantity: a kept one that gives the colour, or `top_token` to read the top tokens; by
-            default the first kept.
-        most: tokens to show.
+        analysis: its tokens are shown; what they are told is what was kept.
+        response: which one of those kept, from 1.
+        quantity: gives the colour at first, a kept one or `top_token`; by default the first kept.
+        most: tokens to show; None for all.
 
     Raises:
         SettingError: no tokens were kept, no such response, or no such quantity.
@@ -55,62 +84,100 @@ def token_view(
             "analyze with keep_tokens=['entropy_layer'], top_tokens=5",
         )
     known = [name for name in quantities_of(analysis.reading) if name in tokens]
+    choices = [*known, *((TOP_TOKEN,) if "top_probs" in tokens else ())]
     responses = tokens["response_id"].unique()
     if not 1 <= response <= len(responses):
         raise SettingError(
             f"no response {response} among the kept ones", f"choose 1 to {len(responses)}"
         )
-    shown: str = quantity or (known[0] if known else "top_token")
-    if shown not in (*known, *(("top_token",) if "top_probs" in tokens else ())):
-        raise SettingError(
-            f"{shown!r} was not kept", f"choose one of {', '.join(known) or 'top_token'}"
-        )
+    shown = quantity or choices[0]
+    if shown not in choices:
+        raise SettingError(f"{shown!r} was not kept", f"choose one of {', '.join(choices)}")
     frame = tokens[tokens["response_id"] == responses[response - 1]]
-    frame = frame[frame["position"] <= most]
-    colours = _shades(frame, shown)
-    produced = frame[frame["layer"] == 1]
-    words = [_word(row) for row in produced.to_dict("records")]
-    head = "".join(f"<th>{_on_one_line(word)}</th>" for word in words)
-    rows = []
-    for layer in sorted(frame["layer"].unique(), reverse=True):
-        those = frame[frame["layer"] == layer]
-        cells = "".join(
-            _cell(row, colours[index], shown, known)
-            for index, row in zip(those.index, those.to_dict("records"), strict=True)
-        )
-        rows.append(f"<tr><th>{layer}</th>{cells}</tr>")
-    cut = "" if len(words) < most else f", the first {most} tokens"
-    legend = f"response {response}{cut}; colour: {shown}"
-    if shown != "top_token":
-        values = frame[shown]
-        legend += f", {values.min():.3g} (light) to {values.max():.3g} (dark)"
+    if most is not None:
+        frame = frame[frame["position"] <= most]
+    scales = [_Scale(place, name, frame) for place, name in enumerate(choices)]
+    classes = [" ".join(each) for each in zip(*(scale.classes for scale in scales), strict=True)]
+    records = frame.to_dict("records")
+    words = [_on_one_line(_word(row)) for row in records if row["layer"] == 1]
+    rows: dict[int, list[str]] = {}
+    for row, shades in zip(records, classes, strict=True):
+        rows.setdefault(row["layer"], []).append(_cell(row, shades, known))
+    body = "".join(
+        f"<tr><th>{layer}</th>{''.join(rows[layer])}</tr>" for layer in sorted(rows, reverse=True)
+    )
+    head = "".join(f"<th>{word}</th>" for word in words)
+    cut = f", its first {most} tokens" if len(words) == most else ""
     return (
-        '<div class="token-view" style="overflow:auto;max-height:32em">'
-        "<style>.token-view table{border-collapse:collapse;font:11px monospace}"
-        ".token-view th{position:sticky;left:0;top:0;background:Canvas;padding:0 4px;"
-        "font-weight:normal;white-space:pre}"
-        ".token-view td{width:1.6em;min-width:1.6em;height:1.2em;"
-        "padding:0 2px;white-space:pre;max-width:5em;overflow:hidden}</style>"
-        f"<table><caption style='text-align:left'>{html.escape(legend)}</caption>"
-        f"<thead><tr><th>layer</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="token-view"><style>{_STYLE}{"".join(scale.rules for scale in scales)}'
+        f'</style><form method="dialog">response {response}{cut}; colour: '
+        f"{''.join(scale.choice(shown) for scale in scales)}<br>"
+        f"{''.join(scale.legend for scale in scales)}</form>"
+        f'<div class="cells"><table><thead><tr><th>layer</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></div>"
     )
 
 
-def _shades(frame: pd.DataFrame, quantity: str) -> dict[Any, str]:
-    if quantity == "top_token":
-        values = frame["top_probs"].map(lambda it: float(it[0]))
-        values = 1 - values  # sure ones are light, as those of low entropy
-    else:
-        values = frame[quantity].astype(float)
-    known = values[np.isfinite(values)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-    span = (high - low) or 1.0
-    return {
-        index: "#ffffff"
-        if not math.isfinite(value)
-        else _SHADES[min(len(_SHADES) - 1, int((value - low) / span * len(_SHADES)))]
-        for index, value in values.items()
-    }
+class _Scale:
+    """One way to colour the cells: its classes `<letter><step>` and the rules that show them."""
+
+    def __init__(self, place: int, name: str, frame: pd.DataFrame) -> None:
+        self.name, self.letter = name, chr(ord("a") + place)
+        signed = any(part in _SIGNED for part in name.split("_"))
+        self.shades = _SIGNED_SHADES if signed else _SHADES
+        if name == TOP_TOKEN:  # sure ones are light, as those of low entropy
+            values = 1 - np.array([row[0] for row in frame["top_probs"]], float)
+        else:
+            values = frame[name].to_numpy(float)
+        known = values[np.isfinite(values)]
+        low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+        if signed:
+            high = max(abs(low), abs(high))
+            low = -high
+        self.low, self.high = low, high
+        steps = np.floor((values - low) / ((high - low) or 1.0) * _STEPS)
+        self.classes = [
+            f"{self.letter}{int(min(step, _STEPS - 1))}" if np.isfinite(step) else ""
+            for step in steps
+        ]
+
+    @property
+    def _chosen(self) -> str:
+        return f'.token-view:has(input[value="{self.name}"]:checked)'
+
+    @property
+    def rules(self) -> str:
+        """What the style sheet says where this one is chosen."""
+        lines = [f"{self._chosen} .scale-{self.letter}{{display:inline}}"]
+        for step, shade in enumerate(self.shades):
+            text = ";color:#fff" if _is_dark(shade) else ""
+            lines.append(f"{self._chosen} .{self.letter}{step}{{background:{shade}{text}}}")
+        if self.name == TOP_TOKEN:
+            lines.append(f"{self._chosen} td span{{display:inline}}")
+        return "\n".join(lines) + "\n"
+
+    def choice(self, shown: str) -> str:
+        """Its radio button."""
+        checked = " checked" if self.name == shown else ""
+        return (
+            f'<label><input type="radio" name="colour" value="{self.name}"{checked}> '
+            f"{self.name}</label>"
+        )
+
+    @property
+    def legend(self) -> str:
+        """What the colours mean, shown where this one is chosen."""
+        what = "unsure of the top token" if self.name == TOP_TOKEN else self.name
+        swatches = "".join(f'<i style="background:{shade}"></i>' for shade in self.shades)
+        return (
+            f'<span class="scale scale-{self.letter}">{what}: {self.low:.3g} {swatches} '
+            f"{self.high:.3g}</span>"
+        )
+
+
+def _is_dark(shade: str) -> bool:
+    red, green, blue = (int(shade[place : place + 2], 16) for place in (1, 3, 5))
+    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
 
 
 def _on_one_line(text: str) -> str:
@@ -121,20 +188,15 @@ def _word(row: dict[Any, Any]) -> str:
     return str(row.get("token", row["token_id"]))
 
 
-def _cell(row: dict[Any, Any], shade: str, quantity: str, known: list[str]) -> str:
+def _cell(row: dict[Any, Any], shades: str, known: list[str]) -> str:
     told = [f"layer {row['layer']}, position {row['position']}: {_word(row)!r}"]
     told += [f"{name} {row[name]:.4g}" for name in known]
     text = ""
     if "top_probs" in row:
-        ids = [int(it) for it in row["top_token_ids"]]
-        tops = list(map(str, row.get("top_tokens", ids)))
+        tops = list(map(str, row.get("top_tokens", row["top_token_ids"])))
         pairs = zip(tops, row["top_probs"], strict=True)
         told += [f"{place}. {top!r} {prob:.3f}" for place, (top, prob) in enumerate(pairs, 1)]
-        rank = ids.index(row["token_id"]) + 1 if row["token_id"] in ids else None
-        told.append(f"rank of the produced token: {rank or f'over {len(ids)}'}")
-        if quantity == "top_token":
-            text = tops[0]
-    dark = shade in _SHADES[4:]
-    colour = f"background:{shade};color:{'#fff' if dark else '#000'}"
+        told.append(f"rank of the produced token: {row['rank']}")
+        text = f"<span>{_on_one_line(tops[0])}</span>"
     title = html.escape("\n".join(told), quote=True)
-    return f'<td style="{colour}" title="{title}">{_on_one_line(text)}</td>'
+    return f'<td class="{shades}" title="{title}">{text}</td>'

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from entropylens.errors import SettingError
@@ -18,10 +21,23 @@ if TYPE_CHECKING:
 
     from entropylens.responses import Response
 
-__all__ = ["TokenKeeper"]
+__all__ = ["EVERYTHING", "SHOWN", "Extent", "TokenKeeper"]
 
 #: Bytes of a row beside its quantities, and of a top token, in parquet, roughly.
 ROW_BYTES, TOP_BYTES = 4, 10
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is kept: of the first responses, the first positions; None is all."""
+
+    responses: int | None
+    positions: int | None
+
+
+EVERYTHING = Extent(None, None)
+#: What the token view of a report shows.
+SHOWN = Extent(3, 256)
 
 
 class TokenKeeper:
@@ -32,6 +48,7 @@ class TokenKeeper:
         top: how many of pi_l's most probable tokens to keep with their probabilities.
         reading: raw | normed | both; the top tokens are of the first of them.
         tokenizer: decodes the tokens, or None where there is none.
+        extent: of which responses and positions.
 
     Raises:
         SettingError: a quantity that this reading does not measure, or a negative `top`.
@@ -43,6 +60,7 @@ class TokenKeeper:
         top: int,
         reading: str,
         tokenizer: PreTrainedTokenizerBase | None,
+        extent: Extent = EVERYTHING,
     ) -> None:
         known = quantities_of(reading)
         for name in names:
@@ -54,41 +72,59 @@ class TokenKeeper:
         if top < 0:
             raise SettingError(f"top_tokens is {top}", "give 0 or more")
         self.names, self.top, self.tokenizer = list(dict.fromkeys(names)), top, tokenizer
+        self.extent = extent
         self._texts: dict[int, str] = {}
+        self._seen: Counter[int] = Counter()
+        self._next: list[tuple[int, int]] = []
 
-    def size(self, num_tokens: int, num_layers: int) -> int:
-        """Bytes that tokens.parquet will take, roughly."""
+    def size(self, lengths: Sequence[int], num_layers: int) -> int:
+        """Bytes that tokens.parquet will take, roughly.
+
+        Args:
+            lengths: tokens of each response.
+            num_layers: L.
+        """
         row = ROW_BYTES + 4 * len(self.names) + TOP_BYTES * self.top
-        return row * num_tokens * num_layers
+        longest = self.extent.positions
+        kept = [it if longest is None else min(it, longest) for it in lengths]
+        return row * sum(kept[: self.extent.responses]) * num_layers
 
-    def rows(
-        self,
-        owner: Tensor,
-        responses: Sequence[Response],
-        first: Mapping[int, int],
-        quantities: Mapping[str, Tensor],
-        top: TopTokens | None,
-    ) -> pd.DataFrame:
-        """`response_id, position, layer, token_id, token`, the quantities, and the top tokens.
+    def expect(self, owner: Tensor) -> Tensor:
+        """Which of the positions that come next are to be kept.
 
         Args:
             owner: [positions] the response of each position; a response's stand in order.
+
+        Returns:
+            [kept] places among them.
+        """
+        kept, self._next = [], []
+        for place, index in enumerate(owner.tolist()):
+            position = self._seen[index]
+            self._seen[index] += 1
+            if _below(index, self.extent.responses) and _below(position, self.extent.positions):
+                kept.append(place)
+                self._next.append((index, position))
+        return torch.tensor(kept, dtype=torch.long)
+
+    def rows(
+        self,
+        kept: Tensor,
+        responses: Sequence[Response],
+        quantities: Mapping[str, Tensor],
+        top: TopTokens | None,
+    ) -> pd.DataFrame:
+        """`response_id, position, layer, token_id, token`, the quantities, top tokens, `rank`.
+
+        Args:
+            kept: what `expect` returned for these positions.
             responses: all responses.
-            first: the position, from 0, that a response's first one here is of it.
             quantities: name -> [layers, positions].
-            top: the top tokens, where they were asked for.
+            top: the top tokens of the kept positions, where they were asked for.
         """
         layers = len(next(iter(quantities.values())))
-        owners = owner.tolist()
-        seen = dict(first)
-        places = []
-        for index in owners:
-            places.append(seen.get(index, 0))
-            seen[index] = places[-1] + 1
-        ids = [
-            responses[index].response_ids[place]
-            for index, place in zip(owners, places, strict=True)
-        ]
+        owners, places = [list(it) for it in zip(*self._next, strict=True)]
+        ids = [responses[index].response_ids[place] for index, place in self._next]
         frame = pd.DataFrame(
             {
                 "response_id": np.repeat(owners, layers),
@@ -100,7 +136,8 @@ class TokenKeeper:
         if self.tokenizer is not None:
             frame["token"] = np.repeat([self._text(token) for token in ids], layers)
         for name in self.names:
-            frame[name] = quantities[name].T.reshape(-1).float().cpu().numpy()
+            values = quantities[name]
+            frame[name] = values[:, kept.to(values.device)].T.reshape(-1).float().cpu().numpy()
         if top is not None:
             chosen = top.ids.transpose(0, 1).reshape(-1, self.top).tolist()
             frame["top_token_ids"] = chosen
@@ -108,6 +145,7 @@ class TokenKeeper:
                 frame["top_tokens"] = [[self._text(token) for token in row] for row in chosen]
             probs = top.probs.transpose(0, 1).reshape(-1, self.top).float()
             frame["top_probs"] = list(probs.cpu().numpy())
+            frame["rank"] = top.ranks.T.reshape(-1).cpu().numpy()
         return frame
 
     def _text(self, token: int) -> str:
@@ -115,3 +153,7 @@ class TokenKeeper:
             assert self.tokenizer is not None  # asked by the caller
             self._texts[token] = str(self.tokenizer.decode([token]))
         return self._texts[token]
+
+
+def _below(number: int, limit: int | None) -> bool:
+    return limit is None or number < limit

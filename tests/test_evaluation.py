@@ -219,11 +219,6 @@ def test_the_command_line(entropylens, model_directory, sums, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "cannot be told apart with this data" in done.stdout
     assert (tmp_path / "c" / "comparison.csv").is_file()
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "analysis.json").touch()
-    done = entropylens("compare", tmp_path / "e" / "other", tmp_path / "a")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "holds an analysis, and compare takes evaluations" in done.stderr
     done = entropylens("compare", tmp_path / "e" / "other", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "holds no finished evaluation" in done.stderr
+    assert "holds no finished result" in done.stderr

@@ -41,7 +41,8 @@ def test_files_of_the_contract(model, responses, tmp_path):
         "trainability",
     )
     assert names == {
-        "run.json", "layers.csv", "responses.parquet", "analysis.json", "report.html",
+        "run.json", "layers.csv", "responses.parquet", "tokens.parquet", "analysis.json",
+        "report.html",
         *(f"figures/{name}.{kind}" for name in figures for kind in ("png", "pdf")),
     }  # fmt: skip
     frame = pd.read_csv(run / "layers.csv")

@@ -109,7 +109,7 @@ def test_a_torn_part_of_single_tokens_is_measured_again(tmp_path):
     run.add(rows(1), rows(1))
     run.add(rows(2), rows(2))
     (run.path / "parts" / "tokens-00000002.parquet").write_bytes(b"torn")
-    whole, single = run.finished(tokens=True)
+    whole, single = run.finished()
     assert [frame["response_id"].tolist() for frame in whole] == [[1]]
     assert [frame["response_id"].tolist() for frame in single] == [[1]]
 

@@ -7,8 +7,9 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 import entropylens
-from entropylens import Analysis, measure
+from entropylens import Analysis, analysis, measure
 from entropylens.errors import SettingError
+from entropylens.tokens import Extent
 
 NAMES = ("entropy_layer", "delta_ffn", "normed_nll_layer")
 
@@ -35,6 +36,8 @@ def test_every_token_is_the_plain_one(responses, batch_tokens):
         best = log_probs.exp().topk(3, dim=-1)
         assert np.stack(rows["top_token_ids"]).tolist() == best.indices.tolist()
         np.testing.assert_allclose(np.stack(rows["top_probs"]), best.values, atol=1e-6)
+        own = log_probs.gather(-1, torch.tensor(response.response_ids)[:, None])
+        assert rows["rank"].tolist() == ((log_probs > own).sum(-1) + 1).tolist()
         texts = [[tokenizer.decode([token]) for token in row] for row in best.indices.tolist()]
         assert [list(row) for row in rows["top_tokens"]] == texts
     # Their means are the means that are kept anyway.
@@ -85,7 +88,24 @@ def test_a_quantity_that_is_not_measured(responses):
         entropylens.analyze(tiny_model("llama"), responses, top_tokens=-1, progress=False)
 
 
-def test_none_are_kept_unasked(responses, tmp_path):
-    found = entropylens.analyze(tiny_model("llama"), responses, output=tmp_path, progress=False)
+@pytest.mark.parametrize("batch_tokens", [5, 512])
+@pytest.mark.parametrize("reading", ["raw", "normed"])
+def test_unasked_a_page_full_is_kept(responses, batch_tokens, reading, monkeypatch):
+    monkeypatch.setattr(analysis, "SHOWN", Extent(3, 8))
+    settings = {"reading": reading, "batch_tokens": batch_tokens, "progress": False}
+    model = tiny_model("llama", torch.float64)
+    tokens = entropylens.analyze(model, responses, **settings).tokens
+    prefix = "normed_" if reading == "normed" else ""
+    names = [f"{prefix}entropy_layer", f"{prefix}delta_layer"]
+    full = entropylens.analyze(model, responses, keep_tokens=names, top_tokens=5, **settings).tokens
+    kept = full[(full["response_id"] < 3) & (full["position"] <= 8)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(_plain(tokens), _plain(kept))
+    assert len(tokens) == 4 * (8 + 4 + 1)
+
+
+@pytest.mark.parametrize("asked", [{"keep_tokens": ()}, {"top_tokens": 0}])
+def test_none_are_kept_where_none_are_wanted(responses, tmp_path, asked):
+    options = {"output": tmp_path, "progress": False}
+    found = entropylens.analyze(tiny_model("llama"), responses, **options, **asked)
     assert found.tokens is None
     assert not (tmp_path / "tokens.parquet").exists()

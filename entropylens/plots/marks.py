@@ -16,7 +16,7 @@ from entropylens.resampling import LEAST_PROMPTS
 if TYPE_CHECKING:
     from entropylens.results import Analysis
 
-__all__ = ["band", "gaps", "mark_mixers", "stage_bands"]
+__all__ = ["MIXERS", "band", "gaps", "mark_mixers", "stage_bands"]
 
 Numbers = pd.Series | NDArray[Any]
 
@@ -49,8 +49,8 @@ def stage_bands(axes: Axes, analysis: Analysis) -> None:
         )  # fmt: skip
 
 
-#: What a layer mixes tokens with where it is no attention, and a mark that covers attention's.
-_MIXERS = {"linear_attention": ("D", 5, "linear attention"), "ssm": ("o", 6, "state space mixer")}
+#: Mixers that are no attention: a mark that covers attention's, its size in points, a name.
+MIXERS = {"linear_attention": ("D", 5, "linear attention"), "ssm": ("o", 6, "state space mixer")}
 
 
 def mark_mixers(axes: Axes, analysis: Analysis, depth: NDArray[Any], values: NDArray[Any]) -> None:
@@ -62,7 +62,7 @@ def mark_mixers(axes: Axes, analysis: Analysis, depth: NDArray[Any], values: NDA
         depth, values: [L] where the points of attention are.
     """
     mixers = np.array(analysis.mixers)
-    for kind, (marker, points, label) in _MIXERS.items():
+    for kind, (marker, points, label) in MIXERS.items():
         those = mixers == kind
         if those.any():
             axes.plot(

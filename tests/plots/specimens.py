@@ -5,72 +5,16 @@ from functools import cache
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from profiles import three_stages, weak_llama
+from profiles import analysis, three_stages, weak_llama
 from test_comparison import drawn
 from test_scores import evaluation
 
-from entropylens import Analysis
 from entropylens.collection import Collection
 from entropylens.plots import PICTURES
 from entropylens.plots.layout import page_width
-from entropylens.quantities import quantities_of
 from entropylens.training_run import TrainingRun
 
-__all__ = ["CASES", "analysis", "collection", "render", "run"]
-
-VOCAB = 151_936
-
-
-def analysis(model, ffn, *, prompts=24, mixers=None, without_ffn=(), seed=0, reading="raw"):
-    """An analysis with this profile of FFN entropy changes, and all else as models have it.
-
-    Args:
-        ffn: [L] in nats.
-        mixers: one a layer; where it is "none", what belongs to attention is NaN.
-        without_ffn: layers where what belongs to the FFN is NaN.
-        prompts: with one response each.
-    """
-    random = np.random.default_rng(seed)
-    ffn = np.asarray(ffn, float)
-    layers = np.arange(1, len(ffn) + 1)
-    mixers = np.array(mixers or ["attention"] * len(layers))
-    depth = layers / len(layers)
-    stream = 0.3 + 10.5 / (1 + np.exp(14 * (depth - 0.72)))
-    before = np.concatenate([[11.2], stream[:-1]])
-    attn = 0.6 + 0.5 * np.sin(7 * depth)
-    nll = 0.4 + 13 * (1 - depth) ** 1.5
-    truth = {
-        "entropy_layer": stream, "entropy_attn": before + attn,
-        "entropy_ffn": np.clip(before + 0.5 * attn + ffn, 0.02, None),
-        "delta_layer": stream - before, "delta_attn": attn, "delta_ffn": ffn,
-        "cos_attn": 0.3 * np.sin(4 * depth), "cos_ffn": 0.5 * depth - 0.25, "cos_final": depth,
-        "nll_layer": nll, "kl_layer": nll, "agree_layer": depth**4,
-        "control_delta_attn": 0.3 - 0.2 * depth, "control_delta_ffn": 0.2 - 0.3 * depth,
-    }  # fmt: skip
-    tokens = random.integers(40, 90, prompts)
-    rows = []
-    for prompt in range(prompts):
-        noise = 0.15 * random.normal() + 0.2 * random.normal(size=len(layers))
-        columns = {
-            name: truth.get(name.removeprefix("normed_"), np.ones(len(layers)))
-            + (noise if "delta" in name else 0)
-            for name in quantities_of(reading)
-        }
-        for name, values in columns.items():
-            gone = mixers == "none" if "attn" in name else np.isin(layers, without_ffn)
-            if "attn" in name or "ffn" in name:
-                columns[name] = np.where(gone, np.nan, values)
-        known = {
-            "response_id": prompt, "prompt_id": str(prompt), "task": "math500", "layer": layers,
-            "num_tokens": tokens[prompt], "truncated": False, "policy_entropy": 0.3,
-            "policy_nll": 0.35,
-        }  # fmt: skip
-        rows.append(pd.DataFrame(known | columns))
-    return Analysis(
-        model=model, revision=None, num_layers=len(layers), vocab_size=VOCAB, dtype="float32",
-        reading=reading, kernel="eager", mixers=tuple(mixers), responses=pd.concat(rows),
-        skipped=0, seed=seed, versions={},
-    )  # fmt: skip
+__all__ = ["CASES", "collection", "render", "run"]
 
 
 def run(name, layer=None, *, internal=0, steps=100, gain=1.0, looks=True, every=10):

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from specimens import VOCAB, analysis, collection, run
+from profiles import VOCAB, analysis
+from specimens import collection, run
 from test_comparison import drawn as graded
 from test_scores import evaluation
 from tiny import tiny_model
@@ -19,7 +20,6 @@ from entropylens.collection import Collection, load_collection
 from entropylens.errors import SettingError, TrainingFilesError
 from entropylens.plots import FIGURES, PICTURES
 from entropylens.plots.style import STAGE_BARS, model_colors, save
-from entropylens.report import report_page
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +64,6 @@ def test_the_pictures_show_the_numbers(analyses):
 def test_models_stand_side_by_side(analyses):
     figure = FIGURES["figure3_change"]([analyses["raw"]] * 3)
     assert len(figure.axes) == 6
-
-
-def test_the_report_is_self_contained(analyses):
-    pictures = {name: draw([analyses["raw"]]) for name, draw in FIGURES.items()}
-    page = report_page(analyses["raw"], pictures)
-    assert page.count("data:image/png;base64,") == len(FIGURES)
-    assert 'src="http' not in page
-    assert "href" not in page
-    assert "Train first (raw reading)" in page
 
 
 @pytest.mark.parametrize(
