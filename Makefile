@@ -6,7 +6,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-train test-vllm train-demo clean
+.PHONY: help demo test coverage test-browser test-train test-vllm train-demo clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -26,6 +26,11 @@ test: $(VENV)/.dev ## all checks: format, lint, types, tests
 
 coverage: $(VENV)/.dev ## the tests again, and the lines that none of them runs
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+test-browser: $(VENV)/.dev ## the pages in Chromium; `make test` has them where there is one
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ echo "there is no Chromium: apt install chromium" >&2; exit 2; }
+	$(BIN)/python -m pytest tests/report/test_browser.py
 
 test-train: $(VENV)/.dev ## every combination of training through Ray, an hour; `make test` has a few
 	$(BIN)/python -m pytest -m train tests/bupo

@@ -45,10 +45,21 @@ def evaluated(tmp_path_factory, model_directory):
     return path
 
 
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory, model_directory):
+    """An analysis of another model."""
+    import entropylens
+
+    path = tmp_path_factory.mktemp("mine") / "run"
+    lines = [{"prompt": "1+1=", "response": "2"}, {"prompt": "2+2=", "response": "4"}]
+    entropylens.analyze(model_directory, lines, output=path, progress=False)
+    return path
+
+
 @pytest.mark.real
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("entropylens")])
 def test_commands_run(
-    command, demo_run, model_directory, entropylens, tmp_path, training_file, evaluated
+    command, demo_run, model_directory, entropylens, tmp_path, training_file, evaluated, mine
 ):
     """MODEL stands for a user's model, FILE for their responses, runs/demo for the demo's run."""
     responses = tmp_path / "responses.jsonl"
@@ -57,7 +68,7 @@ def test_commands_run(
         "MODEL": str(model_directory), "FILE.jsonl": str(responses), "runs/demo": str(demo_run[0]),
         "data.parquet": str(training_file), "problems.jsonl": str(evaluated / "problems.jsonl"),
         "runs/a": str(evaluated / "a"), "runs/b": str(evaluated / "b"),
-        "runs/figures": str(tmp_path / "figures"),
+        "runs/figures": str(tmp_path / "figures"), "runs/mine": str(mine),
         "data.train_files=data.parquet": f"data.train_files={training_file}",
     }  # fmt: skip
     words = [replaced.get(word, word) for word in shlex.split(command)[1:]]
