@@ -28,7 +28,7 @@ coverage: $(VENV)/.dev ## the tests again, and the lines that none of them runs
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
 test-browser: $(VENV)/.dev ## the pages in Chromium; `make test` has them where there is one
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 		{ echo "there is no Chromium: apt install chromium" >&2; exit 2; }
 	$(BIN)/python -m pytest tests/report/test_browser.py
 

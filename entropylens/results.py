@@ -403,8 +403,25 @@ class Analysis:
                 f"the analysis in {str(path)!r} cannot be read ({error})",
                 "run `entropylens analyze` again with -o and --force",
             ) from error
+        gap = _gap(responses, fields["reading"])
+        if gap is not None or len(responses) % fields["num_layers"]:
+            raise AnalysisFilesError(
+                f"responses.parquet in {str(path)!r} is incomplete ({gap or 'rows are missing'})",
+                "run `entropylens analyze` again with -o and --force",
+            )
         fields["mixers"] = tuple(fields["mixers"])
         return cls(**fields, responses=responses, tokens=tokens)
+
+
+def _gap(responses: pd.DataFrame, reading: str) -> str | None:
+    """A quantity that some responses have at a layer and others have not."""
+    names = list(quantities_of(reading))
+    missing = responses[names].isna().groupby(responses["layer"]).mean()
+    partly = (missing > 0) & (missing < 1)
+    if not partly.to_numpy().any():
+        return None
+    layer = partly.index[partly.any(axis=1)][0]
+    return f"{names[int(np.argmax(partly.loc[layer]))]} is NaN in some responses at layer {layer}"
 
 
 def _numbered_on(frames: Sequence[pd.DataFrame], starts: Sequence[int]) -> pd.DataFrame:

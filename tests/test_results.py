@@ -96,7 +96,15 @@ def test_what_cannot_be_loaded(analysis, tmp_path):
     with pytest.raises(AnalysisFilesError, match="cannot be read"):
         Analysis.load(tmp_path)
     path.write_text(json.dumps(content))
-    (tmp_path / "responses.parquet").write_bytes(b"PAR1")
+    rows = tmp_path / "responses.parquet"
+    frame = analysis.responses
+    frame.assign(delta_ffn=frame["delta_ffn"].where(frame.index != 5)).to_parquet(rows)
+    with pytest.raises(AnalysisFilesError, match="delta_ffn is NaN in some responses at layer 2"):
+        Analysis.load(tmp_path)
+    frame.iloc[:-1].to_parquet(rows)
+    with pytest.raises(AnalysisFilesError, match="rows are missing"):
+        Analysis.load(tmp_path)
+    rows.write_bytes(b"PAR1")
     with pytest.raises(AnalysisFilesError, match="cannot be read"):
         Analysis.load(tmp_path)
 
