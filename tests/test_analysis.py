@@ -32,10 +32,10 @@ def test_an_interrupted_run_resumes_without_computing_again(responses, tmp_path,
     options = {"batch_tokens": 12, "progress": False}
     whole = entropylens.analyze(model, responses, output=tmp_path / "whole", **options)
 
-    from entropylens import measure
+    from entropylens import meter
 
     groups = []
-    pieces = measure.pieces
+    pieces = meter.pieces
 
     def counted(anatomy, items, group, batch_tokens):
         groups.append(list(group))
@@ -43,7 +43,7 @@ def test_an_interrupted_run_resumes_without_computing_again(responses, tmp_path,
             raise KeyboardInterrupt
         return pieces(anatomy, items, group, batch_tokens)
 
-    monkeypatch.setattr(measure, "pieces", counted)
+    monkeypatch.setattr(meter, "pieces", counted)
     with pytest.raises(KeyboardInterrupt):
         entropylens.analyze(model, responses, output=tmp_path / "cut", **options)
     done = {index for group in groups[:2] for index in group}
@@ -67,13 +67,13 @@ def test_kill_9_in_the_middle(model_directory, tmp_path, after):
             f"""
             import time
             import entropylens
-            from entropylens import measure
+            from entropylens import meter
             from entropylens.sampling import Sampling
-            pieces = measure.pieces
+            pieces = meter.pieces
             def slowly(*args):
                 time.sleep(0.3)
                 return pieces(*args)
-            measure.pieces = slowly
+            meter.pieces = slowly
             entropylens.analyze(
                 {str(model_directory)!r}, num_prompts=6, template="plain", sampling=Sampling(1, 12),
                 batch_tokens=14, output={str(tmp_path / "cut")!r}, progress=False,
@@ -161,12 +161,12 @@ def test_states_that_are_not_finite_name_layer_and_response(responses):
 
 
 def test_an_allocation_that_fails_names_the_smaller_setting(responses, monkeypatch):
-    from entropylens import measure
+    from entropylens import meter
 
     def refuse(*_args):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 TB")
 
-    monkeypatch.setattr(measure, "raw_reading", refuse)
+    monkeypatch.setattr(meter, "raw_reading", refuse)
     with pytest.raises(AllocationError, match="try --batch-tokens 128"):
         entropylens.analyze(tiny_model("llama"), responses, progress=False)
 

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 
 import entropylens
-from entropylens import Analysis, analysis, measure
+from entropylens import Analysis, analysis, meter
 from entropylens.errors import SettingError
 from entropylens.tokens import Extent
 
@@ -52,7 +52,7 @@ def test_they_are_saved_sized_and_resumed(responses, tmp_path, monkeypatch, capl
         whole = entropylens.analyze(model, responses, **options)
     assert "single tokens are kept: about 0.0 MB" in caplog.text
 
-    pieces = measure.pieces
+    pieces = meter.pieces
     calls = []
 
     def broken(*arguments):
@@ -61,7 +61,7 @@ def test_they_are_saved_sized_and_resumed(responses, tmp_path, monkeypatch, capl
             raise KeyboardInterrupt
         return pieces(*arguments)
 
-    monkeypatch.setattr(measure, "pieces", broken)
+    monkeypatch.setattr(meter, "pieces", broken)
     with pytest.raises(KeyboardInterrupt):
         entropylens.analyze(model, responses, output=tmp_path / "run", **options)
     entropylens.analyze(model, responses, output=tmp_path / "run", **options)
