@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from entropylens.recommend import Recommendation as Recommendation
     from entropylens.responses import Response as Response
     from entropylens.results import Analysis as Analysis
+    from entropylens.sampling import Sampling as Sampling
     from entropylens.series import Series as Series
     from entropylens.series import analyze_series as analyze_series
 
@@ -28,6 +29,7 @@ _HOME = {
     "Family": "anatomy",
     "Recommendation": "recommend",
     "Response": "responses",
+    "Sampling": "sampling",
     "Series": "series",
     "analyze": "analysis",
     "analyze_series": "series",

@@ -39,7 +39,7 @@ class EntropyLensError(Exception):
     @property
     def line(self) -> str:
         """Cause and remedy in one line."""
-        return f"{self.cause}: {self.remedy}"
+        return f"{self.cause.removesuffix('.')}: {self.remedy}"
 
     def __str__(self) -> str:
         return f"{self.line}\n{self.details}" if self.details else self.line

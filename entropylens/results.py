@@ -33,7 +33,7 @@ _FLOORS = {"float64": 1e-6, "float32": 2e-4}
 _HALF_PRECISION_FLOOR = 1e-2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HtmlView:
     """HTML that a notebook shows.
 
@@ -43,11 +43,14 @@ class HtmlView:
 
     html: str
 
+    def __repr__(self) -> str:
+        return f"<HtmlView of {len(self.html)} characters>"
+
     def _repr_html_(self) -> str:
         return self.html
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Analysis:
     """Policies of every layer and module of one model over its responses.
 
@@ -144,8 +147,10 @@ class Analysis:
         frame.insert(1, "mixer", list(self.mixers))
         deltas = [prefix_of(reading) + name for reading in self.readings for name in DELTAS]
         low, high = prompt_sums(self.responses, deltas).draw(RESAMPLES, self.seed).studentised()
+        widest = math.log(self.vocab_size)  # no entropy changes by more
         for place, name in enumerate(deltas):
-            frame[f"{name}_low"], frame[f"{name}_high"] = low[:, place], high[:, place]
+            frame[f"{name}_low"] = low[:, place].clip(-widest, widest)
+            frame[f"{name}_high"] = high[:, place].clip(-widest, widest)
         return frame
 
     def to_frame(self) -> pd.DataFrame:
@@ -267,6 +272,13 @@ class Analysis:
         from entropylens.token_view import token_view
 
         return HtmlView(token_view(self, response, quantity))
+
+    def __repr__(self) -> str:
+        layer = self.recommendation.layer
+        return (
+            f"<Analysis of {self.model}: {self.num_layers} layers, {self.num_responses} responses, "
+            f"{self.num_tokens} tokens; train first: {layer or 'no layer'}>"
+        )
 
     def _repr_html_(self) -> str:
         from entropylens.html_view import analysis_html

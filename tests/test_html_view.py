@@ -22,7 +22,7 @@ LINES = [
     for place in range(1, 5)
     for task in "ab"
 ]
-VOID = {"br", "line", "polyline", "circle", "rect", "img", "meta"}
+VOID = {"br", "line", "polyline", "circle", "rect", "img", "meta", "input"}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_stage_bars_name_their_layers():
 def test_the_token_view_tells_the_kept_numbers(analysis, quantity):
     page = token_view(analysis, 2, quantity)
     cells = Checked(page).cells
-    assert f"colour: {quantity or 'entropy_layer'}" in page
+    assert f'value="{quantity or "entropy_layer"}" checked>' in page
     tokens = analysis.tokens
     frame = tokens[tokens["response_id"] == tokens["response_id"].unique()[1]]
     assert len(cells) == len(frame)
@@ -138,9 +138,20 @@ def test_darker_is_more(analysis):
     page = token_view(analysis, 1, "entropy_layer")
     cells = Checked(page).cells
     value = [float(re.search(r"entropy_layer (\S+)", it["title"])[1]) for it in cells]
-    shade = [it["style"] for it in cells]
-    assert "#fee838" in shade[int(np.argmin(value))]
-    assert "#00224e" in shade[int(np.argmax(value))]
+    shade = [it["class"].split()[0] for it in cells]
+    assert shade[int(np.argmin(value))] == "a0"
+    assert shade[int(np.argmax(value))] == "a8"
+    chosen = '.token-view:has(input[value="entropy_layer"]:checked)'
+    assert f"{chosen} .a0{{background:#fee838}}" in page
+    assert f"{chosen} .a8{{background:#00224e;color:#fff}}" in page
+
+
+def test_a_change_is_coloured_by_its_sign(analysis):
+    page = token_view(analysis, 1, "delta_ffn")
+    for cell in Checked(page).cells:
+        value = float(re.search(r"delta_ffn (\S+)", cell["title"])[1])
+        step = int(re.search(r"b(\d)", cell["class"])[1])
+        assert (step - 4) * value >= 0  # the middle one of nine is about zero
 
 
 def test_text_is_escaped():

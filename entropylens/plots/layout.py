@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,15 @@ def page_width(columns: int | None) -> float | None:
     return None if columns is None else _PAGE_INCHES[columns]
 
 
+class _Shown(Figure):
+    """A figure that shows itself in a notebook, with or without `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png")
+        return buffer.getvalue()
+
+
 @contextmanager
 def panels(
     count: int, *, per_row: int, size: tuple[float, float], width: float | None = None
@@ -71,7 +81,7 @@ def panels(
         rows = -(-count // per_row)
         most = _STACKED if per_row == 1 < rows else 1.0
         height = size[1] * min(most, max(_LOWEST, each / size[0]))
-        figure = Figure(figsize=(each * per_row, height * rows), layout="constrained")
+        figure = _Shown(figsize=(each * per_row, height * rows), layout="constrained")
         yield figure, [figure.add_subplot(rows, per_row, place + 1) for place in range(count)]
 
 
@@ -96,7 +106,7 @@ def model_panels(
         per_row = -(-count // blocks)
         each = _MODEL_INCHES if width is None else width / per_row
         height *= min(1.0, max(_LOWEST, each / _MODEL_INCHES))
-        figure = Figure(
+        figure = _Shown(
             figsize=(each * per_row, (height * rows + _TITLE_INCHES) * blocks),
             layout="constrained",
         )

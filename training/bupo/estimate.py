@@ -99,9 +99,9 @@ class Estimate:
         largest = sorted(self.parts, key=lambda name: -self.parts[name])[:3]
         rows: list[tuple[str, float]] = []
         for moment, parts in ((self.moment, self.parts), ("rollout", self.rollout)):
-            rows += [(f"{moment}, a GPU", sum(parts.values()))]
+            rows += [(f"{moment}, a rank", sum(parts.values()))]
             rows += [(f"  {name}", size) for name, size in parts.items()]
-        rows += [("peak, a GPU", self.peak), ("one checkpoint, on disk", self.checkpoint)]
+        rows += [("peak, a rank", self.peak), ("one checkpoint, on disk", self.checkpoint)]
         room = ["no room for a KV cache: raise gpu_memory_utilization"]
         return [
             f"{self.parameters:,} parameters, {self.trainable:,} of them or of adapters trained",
