@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from entropylens.collection import Collection
+    from entropylens.comparison import Comparison
+    from entropylens.contrast import ModelContrast
     from entropylens.results import Analysis
 
 __all__ = ["compare"]
@@ -23,7 +26,7 @@ __all__ = ["compare"]
 def compare(
     directories: Annotated[
         list[Path],
-        typer.Argument(help="What `analyze`, or `evaluate`, wrote; the first against each other."),
+        typer.Argument(help="What analyze, or what evaluate wrote; the first against all others."),
     ],
     output: Annotated[
         Path | None,
@@ -52,9 +55,7 @@ def compare(
         elif len(collection.analyses) == count:
             if k:
                 raise SettingError("--k is about evaluations", "leave it out for analyses")
-            _analyses(collection, output, seed, as_json)
-            if not as_json:
-                _how_to_fix_the_text(directories, [*collection.analyses.values()])
+            _analyses(directories, collection, output, seed, as_json)
         else:
             held = [
                 f"{what}: {', '.join(found)}"
@@ -86,7 +87,13 @@ def _evaluations(
         tell_table1(found, output)
 
 
-def _analyses(collection: Collection, output: Path | None, seed: int, as_json: bool) -> None:
+def _analyses(
+    directories: Sequence[Path],
+    collection: Collection,
+    output: Path | None,
+    seed: int,
+    as_json: bool,
+) -> None:
     from entropylens.contrast import contrast
     from entropylens.files import write_text
     from entropylens.report.comparison import comparison_page
@@ -94,41 +101,49 @@ def _analyses(collection: Collection, output: Path | None, seed: int, as_json: b
 
     models = dict(collection.analyses)
     (first, base), *others = models.items()
-    compared = [contrast(base, it, (first, name), seed=seed) for name, it in others]
+    compared = [
+        contrast(base, it, (first, name), reading=reading, seed=seed)
+        for name, it in others
+        for reading in base.readings
+    ]
     place = output or new_directory("compare")
+    for one in compared:
+        inside = [one.second] if len(others) > 1 else []
+        one.save(place.joinpath(*inside, *([one.reading] if len(base.readings) > 1 else [])))
+    page = place / "comparison.html"
+    write_text(page, comparison_page(models, compared))
     if as_json:
         _tell_json(compared)
     else:
         for one in compared:
             typer.echo("\n".join(one.sentences))
-    for one in compared:
-        one.save(place if len(compared) == 1 else place / one.second)
-    page = place / "comparison.html"
-    write_text(page, comparison_page(models, compared))
+        for (_, analysis), path in zip(others, directories[1:], strict=True):
+            _how_to_fix_the_text(directories[0], base, path, analysis)
     typer.echo(f"\nWritten to {place}; open {page}", err=as_json)
 
 
-def _how_to_fix_the_text(directories: Sequence[Path], analyses: Sequence[Analysis]) -> None:
+def _how_to_fix_the_text(place: Path, first: Analysis, other: Path, second: Analysis) -> None:
     """Own responses mix what the weights do with what the text does: say how to tell them apart."""
-    answers, first = directories[0] / "completions.jsonl", analyses[0]
-    for analysis in analyses[1:]:
-        texts = [set(it.responses.get("response_key", ())) for it in (first, analysis)]
-        same = first.settings.get("tokenizer") == analysis.settings.get("tokenizer")
-        if texts[0] != texts[1] and same and answers.is_file():
-            typer.echo(
-                f"On the same responses: entropylens analyze {analysis.model} --responses "
-                f"{answers} -o DIR, and name DIR here too"
-            )
+    from entropylens.demo import MODEL_NAME
+
+    answers = place / "completions.jsonl"
+    texts = [set(it.responses.get("response_key", ())) for it in (first, second)]
+    tokenizers = {it.settings.get("tokenizer") for it in (first, second)}
+    named = second.model == MODEL_NAME or "/" in second.model or Path(second.model).exists()
+    if texts[0] == texts[1] or len(tokenizers) > 1 or None in tokenizers or not named:
+        return
+    if not answers.is_file():
+        return
+    words = ["entropylens", "analyze"]
+    words += [] if second.model == MODEL_NAME else [second.model]
+    words += ["--responses", str(answers), "--reading", second.reading, "--dtype", second.dtype]
+    words += ["--revision", second.revision] if second.revision else []
+    words += ["-o", f"{other}-same-responses"]
+    typer.echo(f"On the same responses: {shlex.join(words)}; then name that directory here too")
 
 
-def _tell_json(compared: list[Any]) -> None:
+def _tell_json(compared: Sequence[Comparison | ModelContrast]) -> None:
     told = [
-        {
-            "first": it.first,
-            "second": it.second,
-            "sentences": it.sentences,
-            "rows": json.loads(it.frame.to_json(orient="records")),
-        }
-        for it in compared
+        it.to_dict() | {"rows": json.loads(it.frame.to_json(orient="records"))} for it in compared
     ]
     typer.echo(json.dumps(told, indent=2))

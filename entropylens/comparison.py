@@ -78,6 +78,15 @@ class Comparison:
         better = self.second if row["verdict"] == "second" else self.first
         return f"{said}: {better} is better on this data."
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but `frame`, and the sentences."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "unlike": self.unlike,
+            "sentences": self.sentences,
+        }
+
     def save(self, directory: str | Path) -> None:
         """Write comparison.csv and comparison.json.
 
@@ -86,13 +95,7 @@ class Comparison:
         """
         path = make_directory(Path(directory))
         write_whole(path / "comparison.csv", lambda aside: self.frame.to_csv(aside, index=False))
-        told = {
-            "first": self.first,
-            "second": self.second,
-            "unlike": self.unlike,
-            "sentences": self.sentences,
-        }
-        write_text(path / "comparison.json", json.dumps(told, indent=2) + "\n")
+        write_text(path / "comparison.json", json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> Comparison:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,25 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from entropylens.errors import SettingError
+from entropylens.boundaries import boundary_shifts
+from entropylens.errors import AnalysisFilesError, SettingError
 from entropylens.files import make_directory, write_text
 from entropylens.quantities import DELTAS, prefix_of
-from entropylens.resampling import RELIABLE_PROMPTS, Difference, difference, prompt_sums
+from entropylens.resampling import (
+    RELIABLE_PROMPTS,
+    Difference,
+    difference,
+    prompt_sums,
+)
 from entropylens.results import Analysis
-from entropylens.stages import cut_weights
 
 __all__ = ["Impact", "ModelContrast", "contrast", "impact_of"]
 
 Array = NDArray[Any]
 
-#: Resamples whose cuts are weighed for the shift of a boundary.
-CUT_RESAMPLES = 400
+
+#: Share of draws that must have an impact, or there is no interval.
+USABLE = 0.99
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,9 @@ class Impact:
     """How far the FFNs' profile of the second model lies from that of the first.
 
     Args:
-        size: ||second - first|| / ||first|| over the layers, sampling noise taken off.
-        low, high: its 95 % interval; NaN under 3 prompts.
+        size: ||second - first|| / ||first|| over the layers, the sampling noise of both taken off
+            where there are 3 prompts; NaN where nothing of the first is left then.
+        low, high: its 95 % interval, prompts drawn anew; NaN where there are under 3.
         correlation: of the two profiles over layers.
         turned: layers whose change has the other sign.
     """
@@ -57,8 +65,8 @@ class ModelContrast:
     Args:
         first, second: names.
         reading: raw | normed.
-        text: what both read: "the same responses", "own responses to the same prompts" or
-            "own responses to different prompts".
+        text: what both read: "the same responses", "own responses to the same problems", to
+            "different problems", or how many are shared.
         num_prompts: of the smaller one.
         same_tokenizer: None where one of them did not say.
         frame: one row a quantity and layer: `quantity` (delta_layer, delta_attn, delta_ffn),
@@ -66,8 +74,9 @@ class ModelContrast:
             are of different depth.
         boundaries: one row a boundary: `boundary` (last exploring layer, last before
             convergence), `first, second` (layers; 0 is none), `shift` (second - first, in layers
-            or, where the depths differ, in percent of depth: `unit`), `low, high` (95 %).
-        impact: None where the models are of different depth, or have layers without an FFN.
+            or, where the depths differ, in percent of depth: `unit`), `low, high` (95 %; NaN
+            under 3 prompts); empty where a model has layers without an FFN.
+        impact: over the layers with an FFN in both; None where the depths differ.
     """
 
     first: str
@@ -84,6 +93,14 @@ class ModelContrast:
         """`frame`."""
         return self.frame
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but `frame`, and the sentences; null for what there is not."""
+        names = ("first", "second", "reading", "text", "num_prompts", "same_tokenizer")
+        told: dict[str, Any] = {name: getattr(self, name) for name in names}
+        told["impact"] = None if self.impact is None else _without_nan(asdict(self.impact))
+        told["boundaries"] = list(map(_without_nan, self.boundaries.to_dict("records")))
+        return told | {"sentences": self.sentences}
+
     @property
     def sentences(self) -> tuple[str, ...]:
         """The same in words, and what it does not say."""
@@ -98,16 +115,18 @@ class ModelContrast:
                 f"correlation {found.correlation:.3f}, other sign in {len(found.turned)} layers"
                 f"{f' {list(found.turned)}' if found.turned else ''}."
             )
-        elif self.frame.empty:
-            told[0] += " they are of different depth, so no layer has a counterpart."
         else:
-            told[0] += " not every layer has an FFN, so there is no profile to compare."
+            told[0] += " they are of different depth, so no layer has a counterpart."
         for row in self.boundaries.to_dict("records"):
+            span = ""
+            if math.isfinite(row["low"]):
+                span = f" ({row['low']:+.3g} to {row['high']:+.3g})"
             told.append(
                 f"The {row['boundary']}: {_layer(row['first'])} and {_layer(row['second'])}, "
-                f"a shift of {row['shift']:+.3g} {row['unit']} ({row['low']:+.3g} to "
-                f"{row['high']:+.3g})."
+                f"a shift of {row['shift']:+.3g} {row['unit']}{span}."
             )
+        if self.boundaries.empty:
+            told.append("No boundaries: not every layer has an FFN in both.")
         if self.num_prompts < RELIABLE_PROMPTS:
             told.append(
                 f"{self.num_prompts} prompts are too few for these intervals: take at least "
@@ -129,26 +148,32 @@ class ModelContrast:
         frames = {"differences": self.frame, "boundaries": self.boundaries}
         for name, frame in frames.items():
             write_text(path / f"{name}.csv", frame.to_csv(index=False))
-        names = ("first", "second", "reading", "text", "num_prompts", "same_tokenizer")
-        told: dict[str, Any] = {name: getattr(self, name) for name in names}
-        told["impact"] = None if self.impact is None else _without_nan(asdict(self.impact))
-        told["sentences"] = self.sentences
-        write_text(path / "contrast.json", json.dumps(told, indent=2) + "\n")
+        write_text(path / "contrast.json", json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> ModelContrast:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Raises:
+            AnalysisFilesError: there is none, or an unreadable one.
+        """
         path = Path(directory)
-        told = json.loads((path / "contrast.json").read_text(encoding="utf-8"))
-        del told["sentences"]
-        impact = told.pop("impact")
-        if impact is not None:
-            ends = {name: math.nan for name in ("low", "high") if impact[name] is None}
-            impact = Impact(**impact | ends | {"turned": tuple(impact["turned"])})
-        frame, boundaries = (
-            pd.read_csv(path / f"{name}.csv") for name in ("differences", "boundaries")
-        )
-        return cls(**told, frame=frame, boundaries=boundaries, impact=impact)
+        try:
+            told = json.loads((path / "contrast.json").read_text(encoding="utf-8"))
+            impact = told.pop("impact")
+            if impact is not None:
+                impact = {name: math.nan if it is None else it for name, it in impact.items()}
+                impact = Impact(**impact | {"turned": tuple(impact["turned"])})
+            frame, boundaries = (
+                pd.read_csv(path / f"{name}.csv") for name in ("differences", "boundaries")
+            )
+            del told["sentences"]
+            return cls(**told | {"frame": frame, "boundaries": boundaries, "impact": impact})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AnalysisFilesError(
+                f"the comparison in {str(path)!r} cannot be read ({error})",
+                "compare again: entropylens compare DIR DIR -o",
+            ) from error
 
 
 def contrast(
@@ -178,28 +203,31 @@ def contrast(
                 "analyze both with the same --reading",
             )
     one, other = names or (first.model, second.model)
-    shared = _keys(first, "prompt_id") == _keys(second, "prompt_id")
     frame = pd.DataFrame(
         columns=["quantity", "layer", "first", "second", "difference", "low", "high"]
     )
     impact = None
+    unit = "problem_key" if all("problem_key" in it.responses for it in (first, second)) else None
+    unit = unit or "prompt_id"
     if first.num_layers == second.num_layers:
         columns = [prefix_of(reading) + name for name in DELTAS]
-        sums = [prompt_sums(it.responses, columns) for it in (first, second)]
-        found = difference(*sums, paired=shared, seed=seed)
-        frame = _frame(columns, [it.means() for it in sums], found)
-        place = columns.index(prefix_of(reading) + "delta_ffn")
-        impact = impact_of(sums[0].means(), found, place)
+        units = sorted(_keys(first, unit) | _keys(second, unit))
+        sums = [
+            prompt_sums(it.responses, columns, unit=unit, units=units) for it in (first, second)
+        ]
+        found = difference(*sums, seed=seed)
+        frame = _frame(columns, found)
+        impact = impact_of(found, columns.index(prefix_of(reading) + "delta_ffn"))
     tokenizers = [it.settings.get("tokenizer") for it in (first, second)]
     return ModelContrast(
         first=one,
         second=other,
         reading=reading,
-        text=_text(first, second, shared),
+        text=_text(first, second, unit),
         num_prompts=min(first.num_prompts, second.num_prompts),
         same_tokenizer=None if None in tokenizers else tokenizers[0] == tokenizers[1],
         frame=frame,
-        boundaries=_boundaries(first, second, reading, seed),
+        boundaries=boundary_shifts(first, second, reading, seed),
         impact=impact,
     )
 
@@ -208,22 +236,28 @@ def _keys(analysis: Analysis, column: str) -> frozenset[str]:
     return frozenset(analysis.responses.get(column, pd.Series(dtype=str)))
 
 
-def _text(first: Analysis, second: Analysis, shared: bool) -> str:
+def _text(first: Analysis, second: Analysis, unit: str) -> str:
     keys = _keys(first, "response_key")
     if keys and keys == _keys(second, "response_key"):
         return "the same responses"
-    return f"own responses to {'the same' if shared else 'different'} prompts"
+    asked = [_keys(it, unit) for it in (first, second)]
+    shared = len(asked[0] & asked[1])
+    if asked[0] == asked[1]:
+        return "own responses to the same problems"
+    if shared == 0:
+        return "own responses to different problems"
+    return f"own responses to problems of which {shared} are shared"
 
 
-def _frame(columns: list[str], means: list[Array], found: Difference) -> pd.DataFrame:
+def _frame(columns: list[str], found: Difference) -> pd.DataFrame:
     layers = np.arange(1, len(found.means) + 1)
     parts = [
         pd.DataFrame(
             {
                 "quantity": column,
                 "layer": layers,
-                "first": means[0][:, place],
-                "second": means[1][:, place],
+                "first": found.base[:, place],
+                "second": found.base[:, place] + found.means[:, place],
                 "difference": found.means[:, place],
                 "low": found.low[:, place],
                 "high": found.high[:, place],
@@ -234,96 +268,59 @@ def _frame(columns: list[str], means: list[Array], found: Difference) -> pd.Data
     return pd.concat(parts, ignore_index=True)
 
 
-def impact_of(base: Array, found: Difference, place: int) -> Impact | None:
-    """How far a profile moved, against its own size; None where a layer has no value.
+def impact_of(found: Difference, place: int) -> Impact | None:
+    """How far a profile moved, against its own size; None where no layer has it in both.
 
     Args:
-        base: [L, K] means of the first.
-        found: the second's difference to it.
+        found: of the two.
         place: of the profile among the K.
     """
-    before, moved = base[:, place], found.means[:, place]
-    if not np.isfinite(before + moved).all():
+    there = np.isfinite(found.means[:, place])
+    if not there.any():
         return None
-    noise = float(np.sum(found.errors[:, place] ** 2))
-    size = float(np.linalg.norm(before)) or math.nan
+    before, moved = found.base[there, place], found.means[there, place]
     low = high = math.nan
-    if np.isfinite(found.low[:, place]).all():
+    moved_noise = base_noise = 0.0
+    if np.isfinite(found.low[there, place]).all():
+        moved_noise = float(np.sum(found.errors[there, place] ** 2))
+        base_noise = float(np.sum(found.base_errors[there, place] ** 2))
         # A draw has the sampling noise twice: once as drawn, once as what it is drawn from.
-        drawn = np.sum(found.drawn[..., place] ** 2, axis=1) - 2 * noise
-        low, high = np.quantile(np.sqrt(np.clip(drawn, 0, None)) / size, [0.025, 0.975])
-    else:
-        noise = 0.0
+        drawn = _ratio(
+            np.sum(found.drawn[:, there, place] ** 2, axis=1) - 2 * moved_noise,
+            np.sum(found.base_drawn[:, there, place] ** 2, axis=1) - 2 * base_noise,
+        )
+        if np.isfinite(drawn).mean() >= USABLE:
+            low, high = np.nanquantile(drawn, [0.025, 0.975])
+    size = _ratio(np.sum(moved**2) - moved_noise, np.sum(before**2) - base_noise)
     after = before + moved
-    turned = np.flatnonzero(np.sign(before) != np.sign(after)) + 1
-    together = np.corrcoef(before, after)[0, 1] if len(before) > 1 else math.nan
+    turned = np.flatnonzero(there)[np.sign(before) != np.sign(after)] + 1
     return Impact(
-        size=math.sqrt(max(0.0, float(np.sum(moved**2)) - noise)) / size,
+        size=float(size),
         low=float(low),
         high=float(high),
-        correlation=float(together),
+        correlation=_correlation(before, after),
         turned=tuple(turned.tolist()),
     )
 
 
-def _boundaries(first: Analysis, second: Analysis, reading: str, seed: int) -> pd.DataFrame:
-    """Where exploration and integration end, and how far that shifts."""
-    columns = ["boundary", "first", "second", "shift", "low", "high", "unit"]
-    shares = [_cut_shares(analysis, reading, seed) for analysis in (first, second)]
-    if any(it is None for it in shares):
-        return pd.DataFrame(columns=columns)
-    one, other = [it for it in shares if it is not None]
-    stages = [analysis.recommendations[reading].stages for analysis in (first, second)]
-    ends = [
-        (
-            0 if it.exploration is None else it.exploration[1],
-            analysis.num_layers if it.convergence is None else it.convergence[0] - 1,
-        )
-        for it, analysis in zip(stages, (first, second), strict=True)
-    ]
-    scales, unit = (1.0, 1.0), "layers"
-    if first.num_layers != second.num_layers:
-        scales, unit = (100 / first.num_layers, 100 / second.num_layers), "% of depth"
-    names = ("last exploring layer", "last layer before convergence")
-    rows = []
-    for place, name in enumerate(names):
-        low, high = _shift_interval(one[place], other[place], scales)
-        before, after = ends[0][place], ends[1][place]
-        shift = after * scales[1] - before * scales[0]
-        rows.append((name, before, after, shift, low, high, unit))
-    return pd.DataFrame(rows, columns=columns)
+def _ratio(square: Array, base: Array) -> Array:
+    """sqrt(square / base), 0 where noise has eaten the one and NaN where it has the other."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: Array = np.sqrt(np.clip(square, 0, None) / np.where(base > 0, base, np.nan))
+    return ratio
 
 
-def _cut_shares(analysis: Analysis, reading: str, seed: int) -> tuple[Array, Array] | None:
-    """Probability of each place of the two cuts, over prompts drawn anew and the fit's weights."""
-    profile = analysis.profile(reading)
-    if not np.isfinite(profile.means).all():
-        return None
-    weights = cut_weights(profile.resampled(CUT_RESAMPLES, seed), profile.errors()).mean(0)
-    return weights.sum(1), weights.sum(0)
-
-
-def _shift_interval(
-    first: Array, second: Array, scales: tuple[float, float]
-) -> tuple[float, float]:
-    """95 % of second - first, as if the two were independent (shared prompts make it narrower)."""
-    before, after = np.arange(len(first)) * scales[0], np.arange(len(second)) * scales[1]
-    shift = (after[None, :] - before[:, None]).ravel()
-    weight = (first[:, None] * second[None, :]).ravel()
-    order = np.argsort(shift)
-    total = np.cumsum(weight[order])
-    low, high = (
-        shift[order][min(len(order) - 1, int(np.searchsorted(total, level)))]
-        for level in (0.025, 0.975)
-    )
-    return float(low), float(high)
+def _correlation(one: Array, other: Array) -> float:
+    if len(one) < 2 or not np.std(one) or not np.std(other):
+        return math.nan
+    return float(np.corrcoef(one, other)[0, 1])
 
 
 def _layer(layer: int) -> str:
     return "none" if layer == 0 else f"layer {layer}"
 
 
-def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+def _without_nan(values: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in values.items()

@@ -51,6 +51,7 @@ def generate(
             response_ids=answers[prompt, sample],
             truncated=answers[prompt, sample][-1] not in engine.ends,
             task=prompts[prompt].task,
+            problem=prompts[prompt].problem,
         )
         for prompt, sample in _jobs(prompts, sampling)
     )

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["analysis_html", "doubt_table", "recommendation_html", "spark_line", "stage_bar"]
 
 _WIDTH, _HEIGHT = 260, 28
-_STAGES = {"exploration": "#e69f00", "integration": "#999999", "convergence": "#0072b2"}
+#: Colour of each stage, and of what is written on it.
+_STAGES = {
+    "exploration": ("#e69f00", "black"),
+    "integration": ("#b0b0b0", "black"),
+    "convergence": ("#0072b2", "white"),
+}
 #: The spark lines, and what each is called.
 _LINES = {
     "entropy_layer": "H(H<sup>l</sup>)",
@@ -124,8 +129,8 @@ def spark_line(values: Sequence[float]) -> str:
 
 def stage_bar(stages: Stages, num_layers: int) -> str:
     """A bar of the layers, each stage in its colour and named where it is wide enough."""
-    parts = []
-    for name, color in _STAGES.items():
+    parts, told = [], []
+    for name, (color, ink) in _STAGES.items():
         span = getattr(stages, name)
         if span is None:
             continue
@@ -136,9 +141,13 @@ def stage_bar(stages: Stages, num_layers: int) -> str:
             f'<rect x="{start:.1f}" width="{width:.1f}" height="16" fill="{color}">'
             f"<title>{name}: layers {span[0]} to {span[1]}</title></rect>"
             f'<text x="{start + width / 2:.1f}" y="12" font-size="10" text-anchor="middle" '
-            f'fill="white">{label}</text>'
+            f'fill="{ink}">{label}</text>'
         )
-    return f'<svg width="{_WIDTH}" height="16" role="img">{"".join(parts)}</svg>'
+        told.append(f"{name}: layers {span[0]} to {span[1]}")
+    return (
+        f'<svg width="{_WIDTH}" height="16" role="img" aria-label="{"; ".join(told)}">'
+        f"{''.join(parts)}</svg>"
+    )
 
 
 def doubt_table(frame: pd.DataFrame) -> str:

@@ -171,6 +171,7 @@ class Meter:
         keys = {
             "response_id": list(group),
             "prompt_id": [response.prompt_key for response in chosen],
+            "problem_key": [response.problem or response.prompt_key for response in chosen],
             "response_key": [response.key for response in chosen],
             "task": [response.task for response in chosen],
             "num_tokens": tokens,
@@ -179,7 +180,7 @@ class Meter:
             "policy_nll": policy[:, 1] / tokens,
         }
         rows = pd.DataFrame({name: np.repeat(values, layers) for name, values in keys.items()})
-        rows.insert(4, "layer", np.tile(np.arange(1, layers + 1), len(group)))
+        rows.insert(5, "layer", np.tile(np.arange(1, layers + 1), len(group)))
         means = (sums / tokens[:, None, None]).reshape(-1, len(self.names))
         return pd.concat([rows, pd.DataFrame(means, columns=list(self.names))], axis=1)
 

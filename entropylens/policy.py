@@ -81,14 +81,9 @@ class Unembedding:
         self, tokens: Int[Tensor, " positions"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "positions d_model"], Float[Tensor, " positions"]]:
         """Each token's row of E_u and its bias (0 without one)."""
-        weight = torch.zeros(len(tokens), self.d_model, dtype=dtype, device=tokens.device)
-        bias = torch.zeros(len(tokens), dtype=dtype, device=tokens.device)
-        for tile in self.tiles(dtype):
-            inside = (tokens >= tile.start) & (tokens < tile.stop)
-            weight[inside] = tile.weight[tokens[inside] - tile.start]
-            if tile.bias is not None:
-                bias[inside] = tile.bias[tokens[inside] - tile.start]
-        return weight, bias
+        weight = self.weight[tokens].to(dtype)
+        bias = torch.zeros(len(tokens), dtype=dtype, device=weight.device)
+        return weight, bias if self.bias is None else self.bias[tokens].to(dtype)
 
     def logits(
         self, states: Float[Tensor, "positions d_model"]
@@ -110,13 +105,18 @@ class TileStatistics(NamedTuple):
     weighted: Float[Tensor, " positions"]
     dot: Float[Tensor, " positions"] | None
 
+    def rows(self, chosen: slice) -> TileStatistics:
+        """The same of some positions."""
+        dot = None if self.dot is None else self.dot[chosen]
+        return TileStatistics(self.maximum[chosen], self.total[chosen], self.weighted[chosen], dot)
+
 
 @runtime_checkable
 class Body(Protocol):
     """One implementation of the pass over a tile of logits. It leaves its arguments alone.
 
     Args (of a call):
-        linear: h W^T of the tile, without bias.
+        linear: h W^T of the tile, without bias; reduced in float32 or better.
         bias: the tile's bias or None.
         transform: the model's output transform.
         probs: pi_theta over the tile, or None; then `dot` is sum probs * logits.
@@ -151,6 +151,7 @@ class EagerBody:
         probs: Float[Tensor, "positions tile"] | None,
     ) -> TileStatistics:
         """Reduce one tile."""
+        linear = linear.to(compute_dtype(linear))
         logits = transform(linear if bias is None else linear + bias)
         dot = None if probs is None else torch.einsum("pv,pv->p", probs, logits)
         maximum = logits.amax(-1)

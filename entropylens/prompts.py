@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from entropylens.errors import DatasetError, SettingError
 from entropylens.problems import Messages, Problems, load_problems
-from entropylens.responses import Limits, digest, encode_prompt
+from entropylens.responses import Limits, digest, encode_prompt, problem_key
 from entropylens.templates import INSTRUCTION, TEMPLATES
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ class Prompt:
         task: the dataset's name.
         answer: the gold answer, or None.
         index: its row in the dataset, from 0.
+        problem: a digest of the problem, before any template or tokenizer.
     """
 
     ids: tuple[int, ...]
     task: str
     answer: str | None
     index: int = 0
+    problem: str = ""
 
     @property
     def key(self) -> str:
@@ -124,7 +126,8 @@ def encode_problems(
                 f"{limits.context}",
                 "leave it out, or use a model with a longer context",
             )
-        prompts.append(Prompt(ids, task or problems.name, problem.answer, problem.index))
+        key = problem_key(problem.content)
+        prompts.append(Prompt(ids, task or problems.name, problem.answer, problem.index, key))
     return tuple(prompts)
 
 

@@ -40,7 +40,7 @@ class PromptSums:
     @property
     def num_prompts(self) -> int:
         """Independent units."""
-        return len(self.tokens)
+        return int(np.count_nonzero(self.tokens))
 
     def means(self) -> Array:
         """[L, K], token-weighted."""
@@ -49,15 +49,17 @@ class PromptSums:
     def standard_errors(self) -> Array:
         """[L, K], linearised for a ratio; NaN with a single prompt."""
         return _standard_errors(
-            self.sums, self.tokens, np.ones((1, self.num_prompts)), self.means()[None]
+            self.sums, self.tokens, np.ones((1, len(self.tokens))), self.means()[None]
         )[0]
 
     def draw(self, resamples: int, seed: int) -> Spread:
         """Draw the prompts anew, `resamples` times."""
-        count = self.num_prompts
+        count = len(self.tokens)
         random = np.random.default_rng(seed)
         times = random.multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
-        drawn = np.einsum("bp,plk->blk", times, self.sums) / (times @ self.tokens)[:, None, None]
+        with np.errstate(invalid="ignore"):  # a draw of prompts that have no tokens here
+            drawn = np.einsum("bp,plk->blk", times, self.sums)
+            drawn /= (times @ self.tokens)[:, None, None]
         return Spread(self, times, drawn)
 
 
@@ -103,67 +105,80 @@ class Difference:
     """Means of one set of responses less those of another, with 95 % intervals.
 
     Args:
-        means: [L, K].
-        errors: [L, K], standard errors; NaN with a single prompt.
-        low, high: [L, K], bootstrap-t; NaN under 3 prompts.
-        drawn: [resamples, L, K].
+        base: [L, K], the first's means.
+        means: [L, K], second - first.
+        base_errors, errors: [L, K], standard errors of these; NaN with a single prompt.
+        low, high: [L, K], bootstrap-t of `means`; NaN where one has under 3 prompts.
+        base_drawn, drawn: [resamples, L, K].
     """
 
+    base: Array
     means: Array
+    base_errors: Array
     errors: Array
     low: Array
     high: Array
+    base_drawn: Array
     drawn: Array
 
 
 def difference(
-    first: PromptSums,
-    second: PromptSums,
-    *,
-    paired: bool,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    first: PromptSums, second: PromptSums, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """The second's means less the first's.
+    """The second's means less the first's; prompts that both have are drawn together.
 
     Args:
-        first, second: of the same L and K.
-        paired: both are of the same prompts in the same order, which are drawn together.
+        first, second: of the same prompts in the same order, L and K; a prompt that one of them
+            lacks has no tokens there (see `prompt_sums`).
         resamples: how often.
         seed: of the draws.
     """
-    one = first.draw(resamples, seed)
-    other = second.draw(resamples, seed if paired else seed + 1)  # one seed, the same prompts
-    means, drawn = second.means() - first.means(), other.means - one.means
-    single = np.ones((1, first.num_prompts))
-    errors = _difference_errors(
-        (first, single, first.means()[None]),
-        (second, np.ones((1, second.num_prompts)), second.means()[None]),
-        paired,
-    )[0]
+    one, other = first.draw(resamples, seed), second.draw(resamples, seed)  # the same draws
+    base, means = first.means(), second.means() - first.means()
+    once = np.ones((1, len(first.tokens)))
+    errors = _difference_errors(first, second, once, base[None], second.means()[None])[0]
+    found = {
+        "base": base,
+        "means": means,
+        "base_errors": first.standard_errors(),
+        "errors": errors,
+        "base_drawn": one.means,
+        "drawn": other.means - one.means,
+    }
     if min(first.num_prompts, second.num_prompts) < LEAST_PROMPTS:
         unknown = np.full_like(means, np.nan)
-        return Difference(means, errors, unknown, unknown, drawn)
-    drawn_errors = _difference_errors(
-        (first, one.times, one.means), (second, other.times, other.means), paired
-    )
-    low, high = _bootstrap_t(means, errors, drawn, drawn_errors, 0.95)
-    return Difference(means, errors, low, high, drawn)
+        return Difference(low=unknown, high=unknown, **found)
+    drawn_errors = _difference_errors(first, second, one.times, one.means, other.means)
+    low, high = _bootstrap_t(means, errors, found["drawn"], drawn_errors, 0.95)
+    return Difference(low=low, high=high, **found)
 
 
-def prompt_sums(responses: pd.DataFrame, quantities: Sequence[str]) -> PromptSums:
+def prompt_sums(
+    responses: pd.DataFrame,
+    quantities: Sequence[str],
+    *,
+    unit: str = "prompt_id",
+    units: Sequence[str] | None = None,
+) -> PromptSums:
     """Sum a per-response frame (`prompt_id, layer, num_tokens` and means) by prompt and layer.
 
     Args:
         responses: one row a response and layer, as in responses.parquet.
         quantities: the K columns wanted.
+        unit: the column that tells prompts apart.
+        units: the prompts in their order; those that are not there have no tokens. By default
+            those that are there, sorted.
     """
     weighted = responses[list(quantities)].multiply(responses["num_tokens"], axis=0)
     weighted["num_tokens"] = responses["num_tokens"]
-    groups = weighted.groupby([responses["prompt_id"], responses["layer"]])
+    groups = weighted.groupby([responses[unit], responses["layer"]])
     by_prompt = groups.sum(min_count=1).sort_index()  # what a layer does not have stays NaN
-    layers = responses["layer"].nunique()
-    values = by_prompt.to_numpy(dtype=float).reshape(-1, layers, len(quantities) + 1)
+    layers = sorted(responses["layer"].unique())
+    if units is not None:
+        everything = pd.MultiIndex.from_product([units, layers])
+        by_prompt = by_prompt.reindex(everything)
+        by_prompt.loc[~everything.isin(groups.size().index)] = 0.0
+    values = by_prompt.to_numpy(dtype=float).reshape(-1, len(layers), len(quantities) + 1)
     return PromptSums(sums=values[..., :-1], tokens=values[:, 0, -1])
 
 
@@ -198,26 +213,25 @@ def _bootstrap_t(
 
 
 def _difference_errors(
-    first: tuple[PromptSums, Array, Array], second: tuple[PromptSums, Array, Array], paired: bool
+    first: PromptSums, second: PromptSums, times: Array, first_means: Array, second_means: Array
 ) -> Array:
-    """[B, L, K]: of a difference of ratios; where prompts are shared, less their covariance."""
-    variance = sum(
-        _standard_errors(sums.sums, sums.tokens, times, means) ** 2
-        for sums, times, means in (first, second)
+    """[B, L, K]: of a difference of ratios, whose prompts may be the same."""
+    count = len(first.tokens)
+    variance = (
+        _standard_errors(first.sums, first.tokens, times, first_means) ** 2
+        + _standard_errors(second.sums, second.tokens, times, second_means) ** 2
     )
-    if paired:
-        (one, times, one_means), (other, _, other_means) = first, second
-        count = one.num_prompts
 
-        def cross(left: Array, right: Array) -> Array:
-            return np.einsum("bp,plk->blk", times, left * right)
+    def cross(left: Array, right: Array) -> Array:
+        return np.einsum("bp,plk->blk", times, left * right)
 
-        n_one, n_other = one.tokens[:, None, None], other.tokens[:, None, None]
-        product = cross(one.sums, other.sums)
-        product -= other_means * cross(one.sums, n_other) + one_means * cross(other.sums, n_one)
-        product += one_means * other_means * cross(n_one, n_other)
-        total = ((times @ one.tokens) * (times @ other.tokens))[:, None, None]
-        variance = variance - 2 * product * count / max(1, count - 1) / total
+    lengths = first.tokens[:, None, None], second.tokens[:, None, None]
+    product = cross(first.sums, second.sums)
+    product -= second_means * cross(first.sums, lengths[1])
+    product -= first_means * cross(second.sums, lengths[0])
+    product += first_means * second_means * cross(*lengths)
+    total = ((times @ first.tokens) * (times @ second.tokens))[:, None, None]
+    variance -= 2 * product * count / max(1, count - 1) / total
     return np.sqrt(np.clip(variance, 0, None))
 
 

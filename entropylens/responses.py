@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from entropylens.errors import ResponsesError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Limits", "Response", "Responses", "parse_responses", "read_responses"]
+__all__ = ["Limits", "Response", "Responses", "parse_responses", "problem_key", "read_responses"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Response:
         response_ids: what it produced; at least one id.
         truncated: whether it was cut at the token limit.
         task: the dataset it came from.
+        problem: a digest of what was asked, before any template or tokenizer, or "".
     """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     truncated: bool = False
     task: str = "responses"
+    problem: str = field(default="", compare=False)
 
     @property
     def num_tokens(self) -> int:
@@ -62,6 +64,11 @@ def digest(ids: Sequence[Sequence[int]]) -> str:
     for part in ids:
         content.update(np.asarray([len(part), *part], dtype=np.int64).tobytes())
     return content.hexdigest()[:32]
+
+
+def problem_key(content: Any) -> str:
+    """A digest of what was asked, as text or messages: the same for every tokenizer."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -202,17 +209,19 @@ def _parse(
     )
     if not isinstance(truncated, bool) or not isinstance(task, str):
         raise _BadLine("truncated must be true or false, and task a string")
+    problem = ""
     if "prompt_ids" in record and "response_ids" in record:
         prompt_ids = _ids(record["prompt_ids"], "prompt_ids")
         response_ids = _ids(record["response_ids"], "response_ids")
     elif "prompt" in record and "response" in record:
         prompt_ids, response_ids = _encode(record["prompt"], record["response"], tokenizer)
+        problem = problem_key(record["prompt"])
     else:
         raise _BadLine(
             "it needs prompt_ids and response_ids, or prompt and response; "
             f"it has {sorted(map(str, record)) or 'nothing'}"
         )
-    return Response(prompt_ids, response_ids, truncated, task)
+    return Response(prompt_ids, response_ids, truncated, task, problem)
 
 
 def _ids(value: Any, name: str) -> tuple[int, ...]:

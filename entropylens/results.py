@@ -63,9 +63,10 @@ class Analysis:
         reading: raw | normed | both.
         kernel: which body reduced the logits (compiled, eager).
         mixers: one a layer: attention | linear_attention | ssm | none.
-        responses: one row a response and layer: `response_id, prompt_id, response_key, task,
-            layer, num_tokens, truncated, policy_entropy, policy_nll` and the mean over the
-            response's tokens of every quantity; `response_key` is a digest of its content.
+        responses: one row a response and layer: `response_id, prompt_id, problem_key,
+            response_key, task, layer, num_tokens, truncated, policy_entropy, policy_nll` and the
+            mean over the response's tokens of every quantity. The keys are digests: of the prompt
+            as token ids, of the problem before any template, and of the whole response.
         skipped: bad responses left out.
         seed: of resamples and control.
         versions: of the packages that made it.
@@ -123,7 +124,7 @@ class Analysis:
 
     @cached_property
     def _per_response(self) -> pd.DataFrame:
-        return self.responses.drop_duplicates("response_id")
+        return _per_response(self.responses)
 
     def _token_mean(self, column: str) -> float:
         frame = self._per_response
@@ -354,7 +355,7 @@ class Analysis:
         return replace(
             first,
             kernel=", ".join(kernels),
-            responses=_numbered_on([analysis.responses for analysis in analyses], starts),
+            responses=_numbered_on(analyses, [it.responses for it in analyses], starts),
             skipped=sum(analysis.skipped for analysis in analyses),
             settings={
                 name: value
@@ -363,7 +364,7 @@ class Analysis:
             },
             tokens=None
             if first.tokens is None
-            else _numbered_on([it for it in kept if it is not None], starts),
+            else _numbered_on(analyses, [it for it in kept if it is not None], starts),
         )
 
     def save(self, directory: str | Path) -> None:
@@ -404,6 +405,7 @@ class Analysis:
             responses = pd.read_parquet(path / "responses.parquet")
             kept = path / "tokens.parquet"
             tokens = pd.read_parquet(kept) if kept.is_file() else None
+            gap = _gap(responses, fields["reading"], fields["num_layers"])
         except FileNotFoundError as error:
             raise AnalysisFilesError(
                 f"{str(path)!r} holds no finished analysis "
@@ -415,32 +417,50 @@ class Analysis:
                 f"the analysis in {str(path)!r} cannot be read ({error})",
                 "run `entropylens analyze` again with -o and --force",
             ) from error
-        gap = _gap(responses, fields["reading"])
-        if gap is not None or len(responses) % fields["num_layers"]:
+        if gap is not None or len(_per_response(responses)) != content["num_responses"]:
             raise AnalysisFilesError(
-                f"responses.parquet in {str(path)!r} is incomplete ({gap or 'rows are missing'})",
+                f"responses.parquet in {str(path)!r} is damaged ({gap or 'responses are missing'})",
                 "run `entropylens analyze` again with -o and --force",
             )
         fields["mixers"] = tuple(fields["mixers"])
         return cls(**fields, responses=responses, tokens=tokens)
 
 
-def _gap(responses: pd.DataFrame, reading: str) -> str | None:
-    """A quantity that some responses have at a layer and others have not."""
-    names = list(quantities_of(reading))
-    missing = responses[names].isna().groupby(responses["layer"]).mean()
-    partly = (missing > 0) & (missing < 1)
-    if not partly.to_numpy().any():
-        return None
-    layer = partly.index[partly.any(axis=1)][0]
-    return f"{names[int(np.argmax(partly.loc[layer]))]} is NaN in some responses at layer {layer}"
+def _per_response(responses: pd.DataFrame) -> pd.DataFrame:
+    return responses.drop_duplicates("response_id")
 
 
-def _numbered_on(frames: Sequence[pd.DataFrame], starts: Sequence[int]) -> pd.DataFrame:
-    moved = [
-        frame.assign(response_id=frame["response_id"].rank(method="dense").astype(int) - 1 + start)
-        for frame, start in zip(frames, starts, strict=True)
-    ]
+def _gap(responses: pd.DataFrame, reading: str, num_layers: int) -> str | None:
+    """What is not as it was written: a layer that is missing, or a value that is no number."""
+    if sorted(responses["layer"].unique()) != list(range(1, num_layers + 1)) or (
+        len(responses) != num_layers * responses["response_id"].nunique()
+    ):
+        return "rows are missing"
+    for name in ("policy_entropy", "policy_nll", *quantities_of(reading)):
+        finite = np.isfinite(responses[name].to_numpy(float))
+        if finite.all():
+            continue
+        # What a layer has not is NaN in all responses; the stream and the policy are everywhere.
+        by_layer = pd.Series(finite).groupby(responses["layer"].to_numpy()).mean()
+        optional = name.startswith("rms_mid") or any(
+            part in ("attn", "ffn") for part in name.split("_")
+        )
+        wrong = by_layer[by_layer < 1 if not optional else (by_layer > 0) & (by_layer < 1)]
+        if len(wrong) or np.isinf(responses[name].to_numpy(float)).any():
+            layer = f" at layer {wrong.index[0]}" if len(wrong) else ""
+            return f"{name} is no number in some responses{layer}"
+    return None
+
+
+def _numbered_on(
+    analyses: Sequence[Analysis], frames: Sequence[pd.DataFrame], starts: Sequence[int]
+) -> pd.DataFrame:
+    """Frames of the analyses' responses, in which each response has one number throughout."""
+    moved = []
+    for analysis, frame, start in zip(analyses, frames, starts, strict=True):
+        ids = sorted(analysis.responses["response_id"].unique())
+        numbers = {identity: start + place for place, identity in enumerate(ids)}
+        moved.append(frame.assign(response_id=frame["response_id"].map(numbers)))
     return pd.concat(moved, ignore_index=True)
 
 

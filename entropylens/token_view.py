@@ -7,6 +7,7 @@ network. Which quantity gives the colour is chosen by radio buttons that its sty
 from __future__ import annotations
 
 import html
+import string
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,8 @@ _SIGNED_SHADES = (
     "#542788",
 )  # fmt: skip
 _STEPS = len(_SHADES)
+_ALL = (*quantities_of("both"), TOP_TOKEN)
+_LETTERS = string.ascii_letters
 _SIGNED = ("delta", "step", "cos")
 
 _STYLE = """
@@ -94,9 +97,10 @@ def token_view(
     if shown not in choices:
         raise SettingError(f"{shown!r} was not kept", f"choose one of {', '.join(choices)}")
     frame = tokens[tokens["response_id"] == responses[response - 1]]
+    of_all = frame["position"].max()
     if most is not None:
         frame = frame[frame["position"] <= most]
-    scales = [_Scale(place, name, frame) for place, name in enumerate(choices)]
+    scales = [_Scale(name, frame) for name in choices]
     classes = [" ".join(each) for each in zip(*(scale.classes for scale in scales), strict=True)]
     records = frame.to_dict("records")
     words = [_on_one_line(_word(row)) for row in records if row["layer"] == 1]
@@ -107,7 +111,7 @@ def token_view(
         f"<tr><th>{layer}</th>{''.join(rows[layer])}</tr>" for layer in sorted(rows, reverse=True)
     )
     head = "".join(f"<th>{word}</th>" for word in words)
-    cut = f", its first {most} tokens" if len(words) == most else ""
+    cut = f", its first {len(words)} of {of_all} tokens" if len(words) < of_all else ""
     return (
         f'<div class="token-view"><style>{_STYLE}{"".join(scale.rules for scale in scales)}'
         f'</style><form method="dialog">response {response}{cut}; colour: '
@@ -121,8 +125,9 @@ def token_view(
 class _Scale:
     """One way to colour the cells: its classes `<letter><step>` and the rules that show them."""
 
-    def __init__(self, place: int, name: str, frame: pd.DataFrame) -> None:
-        self.name, self.letter = name, chr(ord("a") + place)
+    def __init__(self, name: str, frame: pd.DataFrame) -> None:
+        # The same in every view of a page: what one's style sheet says holds for all of them.
+        self.name, self.letter = name, _LETTERS[_ALL.index(name)]
         signed = any(part in _SIGNED for part in name.split("_"))
         self.shades = _SIGNED_SHADES if signed else _SHADES
         if name == TOP_TOKEN:  # sure ones are light, as those of low entropy
@@ -176,8 +181,11 @@ class _Scale:
 
 
 def _is_dark(shade: str) -> bool:
-    red, green, blue = (int(shade[place : place + 2], 16) for place in (1, 3, 5))
-    return 0.299 * red + 0.587 * green + 0.114 * blue < 140
+    """Whether white is read better on it than black, by their contrast (WCAG 2)."""
+    parts = [int(shade[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (it / 12.92 if it <= 0.04 else ((it + 0.055) / 1.055) ** 2.4 for it in parts)
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05
 
 
 def _on_one_line(text: str) -> str:

@@ -139,18 +139,19 @@ def test_darker_is_more(analysis):
     cells = Checked(page).cells
     value = [float(re.search(r"entropy_layer (\S+)", it["title"])[1]) for it in cells]
     shade = [it["class"].split()[0] for it in cells]
-    assert shade[int(np.argmin(value))] == "a0"
-    assert shade[int(np.argmax(value))] == "a8"
+    letter = shade[0][0]
+    assert shade[int(np.argmin(value))] == f"{letter}0"
+    assert shade[int(np.argmax(value))] == f"{letter}8"
     chosen = '.token-view:has(input[value="entropy_layer"]:checked)'
-    assert f"{chosen} .a0{{background:#fee838}}" in page
-    assert f"{chosen} .a8{{background:#00224e;color:#fff}}" in page
+    assert f"{chosen} .{letter}0{{background:#fee838}}" in page
+    assert f"{chosen} .{letter}8{{background:#00224e;color:#fff}}" in page
 
 
 def test_a_change_is_coloured_by_its_sign(analysis):
     page = token_view(analysis, 1, "delta_ffn")
     for cell in Checked(page).cells:
         value = float(re.search(r"delta_ffn (\S+)", cell["title"])[1])
-        step = int(re.search(r"b(\d)", cell["class"])[1])
+        step = int(cell["class"].split()[1][1])
         assert (step - 4) * value >= 0  # the middle one of nine is about zero
 
 

@@ -72,6 +72,22 @@ def test_merging_is_analyzing_all(items, data):
     assert merged.num_prompts == whole.num_prompts
 
 
+def test_merging_what_was_merged_keeps_tokens_with_their_responses(responses):
+    """Only the first responses have tokens by default, so their numbers have gaps."""
+    items = [*responses, *responses[::-1]]
+    model = tiny_model("llama", torch.float64)
+    parts = [entropylens.analyze(model, items[at : at + 4], progress=False) for at in (0, 4, 8)]
+    nested = Analysis.merge([Analysis.merge(parts[:2]), parts[2]])
+    flat = Analysis.merge(parts)
+    for merged in (nested, flat):
+        means = merged.responses.set_index(["response_id", "layer"])
+        for (response, layer), rows in merged.tokens.groupby(["response_id", "layer"]):
+            own = means.loc[(response, layer)]
+            assert len(rows) == own["num_tokens"]
+            assert rows["entropy_layer"].mean() == pytest.approx(own["entropy_layer"], abs=1e-6)
+        assert sorted(merged.tokens["response_id"].unique()) == [0, 1, 2, 4, 5, 6, 8, 9, 10]
+
+
 def test_only_alike_analyses_merge(responses):
     one = entropylens.analyze(a_model("llama"), responses, progress=False)
     other = entropylens.analyze(a_model("llama"), responses, reading="both", progress=False)

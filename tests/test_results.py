@@ -99,7 +99,9 @@ def test_what_cannot_be_loaded(analysis, tmp_path):
     rows = tmp_path / "responses.parquet"
     frame = analysis.responses
     frame.assign(delta_ffn=frame["delta_ffn"].where(frame.index != 5)).to_parquet(rows)
-    with pytest.raises(AnalysisFilesError, match="delta_ffn is NaN in some responses at layer 2"):
+    with pytest.raises(
+        AnalysisFilesError, match="delta_ffn is no number in some responses at layer 2"
+    ):
         Analysis.load(tmp_path)
     frame.iloc[:-1].to_parquet(rows)
     with pytest.raises(AnalysisFilesError, match="rows are missing"):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from entropylens.plots.marks import MIXERS
 from entropylens.plots.style import ATTN, FFN, STREAM, model_colors
@@ -33,6 +32,8 @@ _SHADES = {
 }
 _GREY = "#949494"
 _HEIGHTS = {1: 380, 2: 520, 3: 700}
+#: Room between panels, as a share of the figure.
+_BETWEEN = 0.06
 
 
 @dataclass(frozen=True)
@@ -114,18 +115,15 @@ def difference_chart(contrasts: Sequence[ModelContrast], names: Sequence[str]) -
     """Per-layer differences of each model to the first, with 95 % bands.
 
     Args:
-        contrasts: of models of one depth.
+        contrasts: of one reading, and of models of one depth.
         names: all models of the page, which share their colours.
     """
-    labels = {
-        "delta_attn": "attention (nats)",
-        "delta_ffn": "FFN (nats)",
-        "delta_layer": "layer (nats)",
-    }
-    figure = make_subplots(rows=3, shared_xaxes=True, vertical_spacing=0.06)
-    colors = model_colors(names)
+    reading = contrasts[0].reading
+    figure, colors = go.Figure(), model_colors(names)
+    panels = {"attn": "attention", "ffn": "FFN", "layer": "layer"}
     for contrast in contrasts:
-        for row, quantity in enumerate(labels, start=1):
+        for row, module in enumerate(panels, start=1):
+            quantity = f"{prefix_of(reading)}delta_{module}"
             frame = contrast.frame[contrast.frame["quantity"] == quantity]
             label = f"{contrast.second} - {contrast.first}"
             color = colors[contrast.second]
@@ -135,10 +133,10 @@ def difference_chart(contrasts: Sequence[ModelContrast], names: Sequence[str]) -
                 figure, row, label, layers, layers, frame["difference"], color,
                 shown=row == 1, told=f"{label} {quantity}",
             )  # fmt: skip
-    _finish(figure, list(labels.values()), "layer", unified=True)
+    _finish(figure, [f"{name} (nats)" for name in panels.values()], "layer", unified=True)
     return Chart(
-        "difference",
-        "Differences layer by layer",
+        f"{prefix_of(reading)}difference",
+        f"Differences layer by layer, {reading} reading",
         "Entropy changes, less those of the first model, with 95 % bands over prompts.",
         figure,
     )
@@ -153,7 +151,7 @@ def _under_change(models: Mapping[str, Analysis], reading: str) -> str:
 
 def _change(models: Mapping[str, Analysis], reading: str) -> go.Figure:
     prefix, alone = prefix_of(reading), len(models) == 1
-    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06)
+    figure = go.Figure()
     colors = model_colors(list(models))
     for name, analysis in models.items():
         frame, depth = analysis.layers, _depth(models, analysis)
@@ -171,7 +169,7 @@ def _change(models: Mapping[str, Analysis], reading: str) -> go.Figure:
             _column(figure, row, label, models, name, column, color, shown=alone or row == 1)
     if alone:
         (analysis,) = models.values()
-        _shade_stages(figure, analysis, reading)
+        _shade_stages(figure, analysis, reading, 2)
     titles = [f"ΔH {module} (nats)" for module in ("attention", "FFN")]
     _finish(figure, titles, *_axis_of(models))
     return figure
@@ -179,7 +177,7 @@ def _change(models: Mapping[str, Analysis], reading: str) -> go.Figure:
 
 def _flow(models: Mapping[str, Analysis], reading: str) -> go.Figure:
     prefix, alone = prefix_of(reading), len(models) == 1
-    figure = make_subplots(rows=1)
+    figure = go.Figure()
     colors = model_colors(list(models))
     for name, analysis in models.items():
         frame, depth = analysis.layers, _depth(models, analysis)
@@ -213,9 +211,7 @@ def _panels(
     """One panel a column, or all in one where there is one model and one unit."""
     alone = len(models) == 1
     together = alone and (log or all(name.startswith("cos") for name in columns))
-    figure = make_subplots(
-        rows=1 if together else len(columns), shared_xaxes=True, vertical_spacing=0.06
-    )
+    figure = go.Figure()
     colors = model_colors(list(models))
     by_module = {"attn": ATTN, "ffn": FFN, "layer": STREAM}
     for name in models:
@@ -303,7 +299,7 @@ def _line(
         text=places or [f"layer {layer}" for layer in layers],
         hovertemplate="%{y:.4f} (%{text})",
     )  # fmt: skip
-    figure.add_trace(trace, row=row, col=1)
+    figure.add_trace(trace.update(xaxis="x", yaxis=_y_axis(row)))
 
 
 def _band(
@@ -319,39 +315,58 @@ def _band(
         legendgroup=name, showlegend=False, hoverinfo="skip", line={"width": 0},
         fillcolor=f"rgba({red},{green},{blue},.25)",
     )  # fmt: skip
-    figure.add_trace(trace, row=row, col=1)
+    figure.add_trace(trace.update(xaxis="x", yaxis=_y_axis(row)))
 
 
 def _known(values: Any) -> list[float | None]:
     return [float(it) if np.isfinite(it) else None for it in np.asarray(values, float)]
 
 
-def _shade_stages(figure: go.Figure, analysis: Analysis, reading: str) -> None:
+def _y_axis(row: int) -> str:
+    """Panels stand below each other, from row 1 on, over one x axis."""
+    return "y" if row == 1 else f"y{row}"
+
+
+def _shade_stages(figure: go.Figure, analysis: Analysis, reading: str, row: int) -> None:
     found = analysis.recommendations[reading]
+    place = {"xref": "x", "yref": f"{_y_axis(row)} domain", "y0": 0, "y1": 1, "layer": "below"}
     for name, shade in _SHADES.items():
         span = getattr(found.stages, name)
         if span is not None:
-            figure.add_vrect(
-                span[0] - 0.5, span[1] + 0.5, row=2, col=1, fillcolor=shade, line_width=0,
-                layer="below",
+            figure.add_shape(
+                type="rect", x0=span[0] - 0.5, x1=span[1] + 0.5, fillcolor=shade, line_width=0,
+                **place,
             )  # fmt: skip
     if found.layer is not None:
-        figure.add_vline(
-            found.layer, row=2, col=1, line={"dash": "dot", "color": _GREY},
-            annotation_text=f"layer {found.layer} first",
+        figure.add_shape(
+            type="line", x0=found.layer, x1=found.layer, line={"dash": "dot", "color": _GREY},
+            **place,
+        )  # fmt: skip
+        figure.add_annotation(
+            x=found.layer, y=1, xref="x", yref=place["yref"], showarrow=False, yanchor="bottom",
+            text=f"layer {found.layer} first",
         )  # fmt: skip
 
 
 def _finish(figure: go.Figure, titles: Sequence[str], depth: str, unified: bool) -> None:
+    """Lay out the panels, titled from top to bottom, over one axis of depth."""
+    count = len(titles)
+    each = (1 - _BETWEEN * (count - 1)) / count
     figure.update_layout(
-        template="none", showlegend=False, height=_HEIGHTS[len(titles)],
-        margin={"l": 62, "r": 14, "t": 14, "b": 44}, hoversubplots="axis",
+        template="none", showlegend=False, height=_HEIGHTS[count], hoversubplots="axis",
+        margin={"l": 62, "r": 14, "t": 20, "b": 44}, hoverdistance=-1,
         hovermode="x unified" if unified else "closest",
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         dragmode="zoom", font={"family": "system-ui, sans-serif", "size": 12},
+        xaxis={
+            "title": {"text": depth}, "anchor": _y_axis(count), "showline": True,
+            "zeroline": False, "automargin": True,
+        },
     )  # fmt: skip
-    figure.update_xaxes(title_text=depth, row=len(titles), col=1)
-    figure.update_xaxes(showline=True, zeroline=False, automargin=True)
     for row, title in enumerate(titles, start=1):
-        figure.update_yaxes(title_text=title, row=row, col=1)
-    figure.update_yaxes(zeroline=True, zerolinecolor=_GREY, automargin=True)
+        top = 1 - (row - 1) * (each + _BETWEEN)
+        axis = {
+            "title": {"text": title}, "domain": [max(0.0, top - each), top], "anchor": "x",
+            "zeroline": True, "zerolinecolor": _GREY, "automargin": True,
+        }  # fmt: skip
+        figure.update_layout({f"yaxis{'' if row == 1 else row}": axis})

@@ -25,7 +25,7 @@ def comparison_page(models: Mapping[str, Analysis], contrasts: Sequence[ModelCon
 
     Args:
         models: at least two, by name; all of the same readings.
-        contrasts: of the first with each other.
+        contrasts: of the first with each other, in each reading.
     """
     layers = pd.concat(
         [analysis.layers.assign(model=name) for name, analysis in models.items()],
@@ -35,7 +35,12 @@ def comparison_page(models: Mapping[str, Analysis], contrasts: Sequence[ModelCon
     differences = pd.concat(
         [it.frame.assign(model=it.second) for it in contrasts], ignore_index=True
     )
-    deep = [it for it in contrasts if not it.frame.empty]
+    readings = list(dict.fromkeys(it.reading for it in contrasts))
+    deep = {
+        reading: [it for it in contrasts if it.reading == reading and not it.frame.empty]
+        for reading in readings
+    }
+    charts = [difference_chart(those, list(models)) for those in deep.values() if those]
     sentences = "".join(f"<p>{' '.join(map(html.escape, it.sentences))}</p>" for it in contrasts)
     answers = "".join(
         f"<h3>{html.escape(name)}</h3>"
@@ -52,14 +57,15 @@ def comparison_page(models: Mapping[str, Analysis], contrasts: Sequence[ModelCon
             "difference-section",
             "How they differ",
             sentences,
-            [difference_chart(deep, list(models))] if deep else (),
+            charts,
         ),
         Section("answers", "Which layer to train first", answers),
         Section("figures", "Figures", "", charts_of(models)),
         Section(
             "layers",
             "Layers",
-            f"{download('layers.csv')}{download('differences.csv') if deep else ''}{table(layers)}",
+            "".join(map(download, ["layers.csv", *["differences.csv"] * bool(charts)]))
+            + table(layers),
         ),
         Section("settings", "Settings and versions", settings),
     ]

@@ -13,7 +13,8 @@ const root = document.documentElement;
 function colors() {
   const style = getComputedStyle(root);
   const [ink, line, raised] = ["--ink", "--line", "--raised"].map((it) => style.getPropertyValue(it));
-  const changed = { "font.color": ink, "hoverlabel.bgcolor": raised, "hoverlabel.font.color": ink };
+  const changed = { "font.color": ink, "hoverlabel.bgcolor": raised, "hoverlabel.font.color": ink,
+    "modebar.bgcolor": raised, "modebar.color": ink };
   return { ink, line, changed };
 }
 
@@ -80,8 +81,9 @@ function walk(figure, plot) {
 
 async function draw(figure, spec) {
   const plot = figure.querySelector(".plot");
-  const config = { responsive: true, displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d"], toImageButtonOptions: { format: "svg" } };
+  const config = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg" },
+    modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
+    showSendToCloud: false, plotlyServerURL: "" };  // nothing of a page goes anywhere
   await Plotly.newPlot(plot, spec.data, spec.layout, config);
   plot.classList.add("drawn");
   await paint(plot);
@@ -90,8 +92,7 @@ async function draw(figure, spec) {
 }
 
 function number(text) {
-  const value = parseFloat(text);
-  return Number.isNaN(value) ? -Infinity : value;
+  return text.trim() === "" ? -Infinity : Number(text);
 }
 
 function sortable(table) {
@@ -105,7 +106,7 @@ function sortable(table) {
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = all("tbody tr", table);
       const text = (row) => row.cells[column].textContent;
-      const numeric = rows.some((row) => number(text(row)) > -Infinity);
+      const numeric = rows.every((row) => !Number.isNaN(number(text(row))));
       rows.sort((one, other) => numeric ? number(text(one)) - number(text(other))
         : text(one).localeCompare(text(other)));
       if (down) rows.reverse();
@@ -120,7 +121,7 @@ function download(button, csv) {
     link.href = URL.createObjectURL(new Blob([csv], { type: "text/csv" }));
     link.download = button.dataset.file;
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   };
 }
 
@@ -172,4 +173,9 @@ async function start() {
   for (const figure of all("figure[id]")) await draw(figure, held.charts[figure.id]);
   root.dataset.ready = "yes";
 }
-start();
+start().catch((error) => {
+  const said = document.createElement("p");
+  said.setAttribute("role", "alert");
+  said.textContent = `This page could not be drawn (${error}). It needs a browser of 2023 or later.`;
+  document.querySelector("main").prepend(said);
+});

@@ -34,7 +34,8 @@ _PAGE = """<!doctype html>
 <style>{style}</style></head><body>
 <header><nav aria-label="Sections">{links}<button id="theme" aria-label="Change the theme"></button>
 </nav><h1>{title}</h1>{lead}</header>
-<main>{sections}</main>
+<main><noscript><p>The charts and the token view need JavaScript; nothing is loaded from
+elsewhere.</p></noscript>{sections}</main>
 <script type="text/plain" id="held">{held}</script>
 <script type="text/plain" id="plotly">{plotly}</script>
 <script>{script}</script>
@@ -106,7 +107,7 @@ def _figure(chart: Chart) -> str:
         f'<figure id="{chart.name}"><h3>{html.escape(chart.title)}</h3>'
         f"<figcaption>{html.escape(chart.caption)}</figcaption>"
         '<div class="legend" role="group" aria-label="Show or hide"></div>'
-        f'<div class="plot" tabindex="0" role="img" aria-label="{label}"></div>'
+        f'<div class="plot" tabindex="0" role="group" aria-label="{label}"></div>'
         '<p class="told" aria-live="polite"></p></figure>'
     )
 

@@ -34,8 +34,8 @@ def settings_list(analysis: Analysis) -> str:
     told = {"recommendation", "stages", "tasks", "tasks_agree", "settings", "versions"}
     facts = {name: value for name, value in content.items() if name not in told}
     return (
-        f"{_facts_list(facts | content['settings'])}<h3>Versions</h3>"
-        f"{_facts_list(content['versions'])}"
+        f"{_facts_list(facts)}<h3>How it was run</h3>{_facts_list(content['settings'])}"
+        f"<h3>Versions</h3>{_facts_list(content['versions'])}"
     )
 
 

@@ -72,17 +72,17 @@ def show(browser):
     assert said == []
 
 
-def point_at(page, chart, layer, axis=""):
+def point_at(page, chart, layer, row=""):
     """Move the mouse over a layer of a chart and return what the hover label tells."""
     place = page.evaluate(
-        """([chart, layer, axis]) => {
+        """([chart, layer, row]) => {
             const plot = document.querySelector(`#${chart} .plot`);
             plot.scrollIntoView({block: "center"});
             const layout = plot._fullLayout, box = plot.getBoundingClientRect();
-            const x = layout[`xaxis${axis}`], y = layout[`yaxis${axis}`];
+            const x = layout.xaxis, y = layout[`yaxis${row}`];
             return [box.left + x._offset + x.l2p(layer), box.top + y._offset + y._length / 2];
         }""",
-        [chart, layer, axis],
+        [chart, layer, row],
     )
     page.mouse.move(place[0] - 3, place[1])
     page.mouse.move(*place)
@@ -98,7 +98,7 @@ def test_hovering_tells_what_layers_csv_has(run, show, scheme):
     for layer in layers["layer"]:
         row = layers.set_index("layer").loc[layer]
         told = point_at(page, "change", layer)
-        for name in ("delta_attn", "control_delta_attn"):
+        for name in ("delta_attn", "control_delta_attn", "delta_ffn", "control_delta_ffn"):
             assert f"{row[name]:.4f}".replace("-", "\u2212") in told.replace("-", "\u2212")
         told = point_at(page, "normed_change", layer, "2")
         assert f"{row['normed_delta_ffn']:.4f}".replace("-", "\u2212") in told.replace(
@@ -107,6 +107,43 @@ def test_hovering_tells_what_layers_csv_has(run, show, scheme):
         told = point_at(page, "scale", layer)
         for name in ("rms_layer", "rms_attn", "rms_ffn"):
             assert f"{row[name]:.4f}" in told
+
+
+def test_beside_a_point_and_zoomed_the_nearest_layer_is_told(run, show):
+    page = show(run / "report.html")
+    page.evaluate(
+        "Plotly.relayout(document.querySelector('#change .plot'), {'xaxis.range': [1.5, 2.8]})"
+    )
+    row = pd.read_csv(run / "layers.csv").set_index("layer").loc[2]
+    assert f"{row['delta_attn']:.4f}".replace("-", "\u2212") in point_at(page, "change", 2.3)
+
+
+def test_no_button_of_a_chart_leads_away(run, browser):
+    context = browser.new_context(offline=True)
+    asked = []
+    context.on("request", lambda request: asked.append(request.url))
+    context.on("page", lambda page: asked.append("another page"))
+    page = context.new_page()
+    asked.clear()
+    page.goto((run / "report.html").as_uri())
+    page.wait_for_selector(READY, timeout=120_000)
+    page.hover("#change .plot")
+    buttons = page.locator("#change .modebar-btn")
+    assert buttons.count() == 4
+    for place in range(buttons.count()):
+        buttons.nth(place).click()
+    page.wait_for_timeout(500)
+    assert [it for it in asked if not it.startswith(("file:", "blob:", "data:"))] == []
+    context.close()
+
+
+def test_printed_it_is_light_and_whole(run, show):
+    page = show(run / "report.html", color_scheme="dark")
+    page.emulate_media(media="print")
+    ink = page.evaluate("getComputedStyle(document.body).color")
+    assert luminance(ink) < 80
+    assert page.locator("#layers thead th", has_text="delta_ffn").first.is_visible()
+    assert page.evaluate("getComputedStyle(document.querySelector('.wide')).overflow") == "visible"
 
 
 def test_the_keyboard_reads_a_chart(run, show):
@@ -199,6 +236,24 @@ def test_the_keyboard_goes_from_token_to_token(run, show):
     assert "layer 4, position 2" in page.inner_text("#told-token")
 
 
+def test_two_views_in_one_page_keep_their_colours(run, show, tmp_path):
+    """What each kept differs; a style sheet holds for a whole notebook."""
+    analysis = entropylens.Analysis.load(run)
+    other = entropylens.analyze(
+        tiny_model("llama"), LINES, tokenizer=tiny_tokenizer(), keep_tokens=["delta_layer"],
+        top_tokens=3, progress=False,
+    )  # fmt: skip
+    view = analysis.token_view(1, "delta_layer").html
+    colours = []
+    for more in ("", other.token_view(1, "delta_layer").html):
+        file = tmp_path / f"views{len(more)}.html"
+        file.write_text(f"<meta charset=utf-8><html data-ready=yes>{view}{more}")
+        page = show(file)
+        cells = "[...document.querySelector('.token-view').querySelectorAll('td')]"
+        colours.append(page.evaluate(f"{cells}.map(it => getComputedStyle(it).backgroundColor)"))
+    assert colours[0] == colours[1]
+
+
 @pytest.mark.parametrize("scripts", [True, False])
 def test_the_colour_of_tokens_is_chosen_without_a_script(run, show, tmp_path, scripts):
     analysis = entropylens.Analysis.load(run)
@@ -281,5 +336,5 @@ def test_several_models_in_one_page(run, show, tmp_path):
         page.keyboard.press("ArrowRight")
         value = f"b - a delta_ffn {rows.loc[layer, 'difference']:.4f}"
         assert value in page.inner_text("#difference .told")
-    assert "own responses to the same prompts" in page.inner_text("main")
+    assert "own responses to the same problems" in page.inner_text("main")
     assert np.isfinite(rows["low"]).all()

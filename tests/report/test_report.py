@@ -92,8 +92,11 @@ def test_every_setting_and_version_is_told():
     )  # fmt: skip
     page = report_page(found)
     assert found.settings["device"] == "cpu"
-    for name in (*found.settings, *found.versions, "reading", "kernel", "seed", "dtype"):
-        assert f"<dt>{name}</dt>" in page
+    facts = found.to_dict()
+    told = {name: facts[name] for name in ("reading", "kernel", "seed", "dtype", "num_prompts")}
+    for name, value in (told | found.settings | found.versions).items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        assert f"<dt>{name}</dt><dd>{text}</dd>" in page
     assert len(held(page)["views"]) == 1
 
 
@@ -121,7 +124,9 @@ def test_the_largest_stays_under_6_megabytes():
     page = report_page(replace(large, tokens=tokens))
     views = held(page)["views"]
     assert len(views) == 3
-    assert "its first 128 tokens" in views[0]  # text as random as this leaves no room for 256
+    assert (
+        "its first 128 of 256 tokens" in views[0]
+    )  # text as random as this leaves no room for 256
     assert len(page.encode()) < 6e6
 
 
