@@ -28,7 +28,17 @@ from entropylens.policy import (
 from entropylens.quantities import GEOMETRY
 from entropylens.transform import OutputTransform
 
-__all__ = ["TopTokens", "blank_absent", "geometry", "normed_reading", "raw_reading"]
+__all__ = [
+    "ROWS",
+    "PolicyReadings",
+    "Sites",
+    "StreamWalk",
+    "TopTokens",
+    "blank_absent",
+    "geometry",
+    "normed_reading",
+    "raw_reading",
+]
 
 #: Rows of a matrix product over several layers: enough to use the cores, few enough to cache.
 ROWS = 1024
@@ -208,8 +218,15 @@ def read_policies(
         on_tile: called after each tile of the vocabulary, for a progress bar.
         top: gets the most probable tokens of pi_1..pi_L.
     """
+    if body.name == "triton":
+        from entropylens.kernels import fused_reading  # it builds on this module
+
+        if fused_reading.takes(sites, unembedding):
+            return fused_reading.read_policies(
+                sites, final, unembedding, head, tokens, on_tile, top
+            )
     dtype, transform = compute_dtype(sites.start), unembedding.transform
-    walk = _StreamWalk(len(sites.added[0]), head, tokens, body, dtype)
+    walk = StreamWalk(len(sites.added[0]), head, tokens, body, dtype)
     layers, positions, device = walk.layers, len(final), final.device
     if top is not None and top.start(sites, unembedding, tokens, dtype):
         walk.top = top
@@ -315,7 +332,7 @@ class TopTokens:
         self.probs = (self.probs - log_normalizer[:, self.kept].unsqueeze(-1)).exp()
 
 
-class _StreamWalk:
+class StreamWalk:
     """Policies of H^0..H^L, against pi_theta and the produced tokens, tile by tile."""
 
     def __init__(
@@ -335,9 +352,11 @@ class _StreamWalk:
         self.at_top = torch.zeros_like(self.chosen)
 
     def enter(self, tile: Tile, probs: Tensor, transform: OutputTransform) -> None:
+        """Begin a tile: its part of E_u and pi_theta's probabilities."""
         self.tile, self.probs, self.transform = tile, probs, transform
 
     def read(self, layer: int, linear: Tensor) -> None:
+        """Take in a layer's logits of the tile; 0 is H^0."""
         tile = self.tile
         self.chosen[layer] = pick(linear, self.tokens, tile, self.chosen[layer])
         self.at_top[layer] = pick(linear, self.head.top, tile, self.at_top[layer])
@@ -349,9 +368,11 @@ class _StreamWalk:
         self.statistics.put(layer, part)
 
     def leave(self) -> None:
+        """End the tile."""
         self.statistics.merge()
 
     def found(self, unembedding: Unembedding) -> dict[str, Tensor]:
+        """What PolicyReadings holds of the stream."""
         chosen, at_top, transform = self.chosen, self.at_top, unembedding.transform
         if unembedding.bias is not None:
             chosen += unembedding.bias[self.tokens].to(chosen.dtype)

@@ -13,6 +13,9 @@ ROOT = Path(__file__).parents[1]
 # As in a training run's processes: veRL settles on a platform when it is first asked.
 os.environ |= {"VERL_USE_EXTERNAL_MODULES": "bupo.plugin", "VERL_USE_EXTERNAL_PLUGINS": "none"}
 
+# The GPU kernel runs on Triton's interpreter, which is settled when triton is first imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Shapes and dtypes are checked on every call of the modules that take tensors.
 install_import_hook(
     [
@@ -21,6 +24,8 @@ install_import_hook(
         "entropylens.batching",
         "entropylens.readings",
         "entropylens.control",
+        "entropylens.kernels.fused",
+        "entropylens.kernels.fused_reading",
         "entropylens.verification",
         "bupo.alignment",
         "bupo.drift",

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from entropylens.policy import EAGER, SHIFT_FLOOR, Body, TileStatistics
+from entropylens.kernels.fused import FUSED, available
+from entropylens.policy import EAGER, SHIFT_FLOOR, Body, TileStatistics, compute_dtype
 from entropylens.transform import IDENTITY, OutputTransform
 
 __all__ = ["select_body"]
@@ -23,6 +24,7 @@ WORTH_COMPILING = 3e9
 def _reduce(
     linear: Tensor, bias: Tensor | None, transform: OutputTransform, probs: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    linear = linear.to(compute_dtype(linear))
     logits = transform(linear if bias is None else linear + bias)
     maximum = logits.amax(-1)
     shifted = (logits - maximum.unsqueeze(-1)).clamp_min(SHIFT_FLOOR)
@@ -63,16 +65,24 @@ def _compiled(device_type: str) -> tuple[Body | None, str]:
 
 
 def select_body(kernel: str, device: torch.device, num_logits: float) -> Body:
-    """The body to use: `auto` compiles where a compiler is there and the work is worth it.
+    """The body to use: `auto` takes Triton on a GPU, and else compiles where the work is worth it.
 
     Args:
-        kernel: auto | compiled | eager.
+        kernel: auto | triton | compiled | eager.
         device: where the states are.
         num_logits: logits of the whole run, as an estimate of its cost.
 
     Returns:
-        A body; where compiling fails a warning names the cause and the eager one is used.
+        A body; where one cannot be had a warning names the cause and a slower one is used.
     """
+    if kernel == "triton" or (kernel == "auto" and device.type == "cuda"):
+        why_not = available(device)
+        if not why_not:
+            return FUSED
+        logger.warning("the Triton kernel cannot run (%s); plain tiles are read instead", why_not)
+        if device.type == "cuda":  # torch.compile would want Triton too
+            return EAGER
+        kernel = "auto"
     if kernel == "eager" or (kernel == "auto" and num_logits < WORTH_COMPILING):
         return EAGER
     body, why_not = _compiled(device.type)
