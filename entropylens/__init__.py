@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from entropylens.analysis import analyze as analyze
     from entropylens.anatomy import Family as Family
+    from entropylens.decision import Decision as Decision
     from entropylens.errors import EntropyLensError as EntropyLensError
     from entropylens.families import register as register
     from entropylens.internal import internal_policy as internal_policy
+    from entropylens.quick import recommend_layer as recommend_layer
     from entropylens.recommend import Recommendation as Recommendation
     from entropylens.responses import Response as Response
     from entropylens.results import Analysis as Analysis
@@ -25,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Analysis": "results",
+    "Decision": "decision",
     "EntropyLensError": "errors",
     "Family": "anatomy",
     "Recommendation": "recommend",
@@ -34,6 +37,7 @@ _HOME = {
     "analyze": "analysis",
     "analyze_series": "series",
     "internal_policy": "internal",
+    "recommend_layer": "quick",
     "register": "families",
 }
 __all__ = ["__version__", *_HOME]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, replace
@@ -23,6 +24,7 @@ from entropylens.sampling import Sampling
 from entropylens.sources import open_model
 from entropylens.sources.subject import Subject
 from entropylens.tokens import EVERYTHING, SHOWN, TokenKeeper
+from entropylens.workers import Workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,12 +56,15 @@ def analyze(
     remote: bool | str = False,
     batch_tokens: int = BATCH_TOKENS,
     kernel: str = "auto",
+    precision: str = "exact",
     skip_bad: bool = False,
     keep_tokens: Sequence[str] | None = None,
     top_tokens: int | None = None,
     seed: int = 0,
     force: bool = False,
     progress: bool = True,
+    workers: int | None = None,
+    ray_address: str | None = None,
 ) -> Analysis:
     """Measure every layer's and module's policy over a model's own responses.
 
@@ -79,7 +84,9 @@ def analyze(
         remote: let a server run an nnsight model and return what was read: True (NDIF), its URL,
             or "local" for a dry run here.
         batch_tokens: response positions whose states are held at a time.
-        kernel: auto | compiled | eager, the body that reduces the logits.
+        kernel: auto | triton | compiled | eager, the body that reduces the logits.
+        precision: exact | fast: bf16 products, where this CPU is faster with them, at sites whose
+            means they move by less than 0.01 nats on a sample of the run; the error is told.
         skip_bad: leave bad responses out and count them.
         keep_tokens: quantities to keep token by token too (`Analysis.tokens`, tokens.parquet).
             By default, entropy_layer and delta_layer of the first 3 responses, up to 256 tokens.
@@ -89,11 +96,14 @@ def analyze(
         seed: of the same-norm control and of resamples.
         force: replace another run in `output`.
         progress: show progress bars.
+        workers: copies of a named model that share answering and measuring, each in a Ray actor
+            on a GPU of its own where there are GPUs; None for this process alone.
+        ray_address: of a running Ray cluster, or "auto"; None starts Ray on this machine.
 
     Raises:
         EntropyLensError: its subclasses tell what is wrong and what to do.
     """
-    _check_settings(reading, kernel, batch_tokens, seed)
+    _check_settings(reading, kernel, precision, batch_tokens, seed)
     answering = (num_prompts, sampling, template, thinking)
     if responses is not None and (datasets or any(value is not None for value in answering)):
         raise SettingError(
@@ -102,75 +112,91 @@ def analyze(
         )
     if remote and responses is None:
         raise SettingError("remote= reads responses, it makes none", "pass responses")
-    if remote and kernel == "compiled":
+    if remote and kernel in ("compiled", "triton"):
         raise SettingError("a server runs the eager kernel", "leave kernel at auto")
+    if remote and precision != "exact":
+        raise SettingError("a server computes exactly", "leave precision at exact")
     if remote and top_tokens:
         raise SettingError("top_tokens are not read remotely", "leave top_tokens at 0")
+    _check_workers(workers, ray_address, model, remote)
     sampling = sampling or Sampling(seed=seed)
-    subject = open_model(
-        model, tokenizer, dtype=dtype, device=device, revision=revision,
-        trust_remote_code=trust_remote_code, remote=remote,
-    )  # fmt: skip
-    prompts: tuple[Prompt, ...] = ()
-    given = Responses(())
-    settings: dict[str, Any] = {
-        "model": subject.fingerprint,
-        "dtype": subject.dtype,
-        "reading": reading,
-        "seed": seed,
-    }
-    keeper = _keeper(keep_tokens, top_tokens, reading, subject)
-    if keeper is not None:
-        settings["tokens"] = [keeper.names, keeper.top, *astuple(keeper.extent)]
-    if responses is None:
-        datasets = datasets or (BUNDLED,)
-        for dataset, task in zip(datasets, task_names(datasets), strict=True):
-            prompts += load_prompts(
-                dataset, subject.tokenizer, subject.limits, task=task, num_prompts=num_prompts,
-                template=template, thinking=thinking,
-            )  # fmt: skip
-        settings |= {
-            "sampling": asdict(sampling),
-            "prompts": [(prompt.task, prompt.key) for prompt in prompts],
-        }
+    loading = {
+        "dtype": dtype, "device": device, "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    opened = contextlib.ExitStack()
+    subject: Subject | Workers
+    if workers is None:
+        subject = open_model(model, tokenizer, remote=remote, **loading)
     else:
-        given = _checked(responses, subject, skip_bad)
-        settings["responses"] = [
-            (response.task, response.key, response.truncated) for response in given.items
-        ]
+        subject = opened.enter_context(
+            contextlib.closing(Workers(model, workers, ray_address, loading))
+        )
+    with opened:
+        prompts: tuple[Prompt, ...] = ()
+        given = Responses(())
+        settings: dict[str, Any] = {
+            "model": subject.fingerprint,
+            "dtype": subject.dtype,
+            "reading": reading,
+            "seed": seed,
+        }
+        if precision != "exact":
+            settings["precision"] = precision
+        keeper = _keeper(keep_tokens, top_tokens, reading, subject)
+        if keeper is not None:
+            settings["tokens"] = [keeper.names, keeper.top, *astuple(keeper.extent)]
+        if responses is None:
+            datasets = datasets or (BUNDLED,)
+            for dataset, task in zip(datasets, task_names(datasets), strict=True):
+                prompts += load_prompts(
+                    dataset, subject.tokenizer, subject.limits, task=task, num_prompts=num_prompts,
+                    template=template, thinking=thinking,
+                )  # fmt: skip
+            settings |= {
+                "sampling": asdict(sampling),
+                "prompts": [(prompt.task, prompt.key) for prompt in prompts],
+            }
+        else:
+            given = _checked(responses, subject, skip_bad)
+            settings["responses"] = [
+                (response.task, response.key, response.truncated) for response in given.items
+            ]
 
-    run = None if output is None else open_run(Path(output), settings, force=force)
-    if run is not None:
-        logger.info("writing to %s", run.path)
-    if run is not None and run.complete:
-        logger.info("%s is finished already: nothing is computed again", run.path)
-        run.close()
-        return Analysis.load(run.path)
-    if prompts:
-        journal = None if run is None else run.completions
-        engine = HFEngine.of(subject)
-        given = Responses(generate(engine, prompts, sampling, journal, progress=progress))
-    analysis = measure(
-        subject, given, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel, seed=seed,
-        keeper=keeper, progress=progress,
-    )  # fmt: skip
-    chosen: dict[str, Any] = {"device": str(subject.anatomy.device), "batch_tokens": batch_tokens}
-    if subject.tokenizer is not None:
-        chosen["tokenizer"] = fingerprint(subject.tokenizer.get_vocab())
-    if prompts:
-        chosen |= {"datasets": list(datasets), "num_prompts": num_prompts, "template": template}
-        chosen |= {"thinking": thinking, **asdict(sampling)}
-    elif isinstance(responses, str | Path):
-        chosen["responses"] = Path(responses).name
-    analysis = replace(analysis, settings=chosen)
-    if run is not None:
-        write_outputs(analysis, run.path)
-        run.close()
-    return analysis
+        run = None if output is None else open_run(Path(output), settings, force=force)
+        if run is not None:
+            logger.info("writing to %s", run.path)
+        if run is not None and run.complete:
+            logger.info("%s is finished already: nothing is computed again", run.path)
+            run.close()
+            return Analysis.load(run.path)
+        if prompts:
+            journal = None if run is None else run.completions
+            engine = HFEngine.of(subject) if isinstance(subject, Subject) else subject
+            given = Responses(generate(engine, prompts, sampling, journal, progress=progress))
+        analysis = measure(
+            subject, given, run, reading=reading, batch_tokens=batch_tokens, kernel=kernel,
+            seed=seed, keeper=keeper, progress=progress, precision=precision,
+        )  # fmt: skip
+        chosen: dict[str, Any] = {"device": subject.facts.device, "batch_tokens": batch_tokens}
+        chosen |= analysis.settings
+        vocabulary = getattr(subject.tokenizer, "get_vocab", None)
+        if vocabulary is not None:
+            chosen["tokenizer"] = fingerprint(vocabulary())
+        if prompts:
+            chosen |= {"datasets": list(datasets), "num_prompts": num_prompts, "template": template}
+            chosen |= {"thinking": thinking, "sampling": asdict(sampling)}
+        elif isinstance(responses, str | Path):
+            chosen["responses"] = Path(responses).name
+        analysis = replace(analysis, settings=chosen)
+        if run is not None:
+            write_outputs(analysis, run.path)
+            run.close()
+        return analysis
 
 
 def _keeper(
-    names: Sequence[str] | None, top: int | None, reading: str, subject: Subject
+    names: Sequence[str] | None, top: int | None, reading: str, subject: Subject | Workers
 ) -> TokenKeeper | None:
     if names is None and top is None:
         prefix = "normed_" if reading == "normed" else ""
@@ -182,10 +208,13 @@ def _keeper(
     return TokenKeeper(names or (), top or 0, reading, subject.tokenizer, EVERYTHING)
 
 
-def _check_settings(reading: str, kernel: str, batch_tokens: int, seed: int) -> None:
+def _check_settings(
+    reading: str, kernel: str, precision: str, batch_tokens: int, seed: int
+) -> None:
     for name, value, known in (
         ("reading", reading, (*READINGS, "both")),
-        ("kernel", kernel, ("auto", "compiled", "eager")),
+        ("kernel", kernel, ("auto", "triton", "compiled", "eager")),
+        ("precision", precision, ("exact", "fast")),
     ):
         if value not in known:
             raise SettingError(f"no {name} {value!r}", f"choose one of {', '.join(known)}")
@@ -194,9 +223,27 @@ def _check_settings(reading: str, kernel: str, batch_tokens: int, seed: int) -> 
             raise SettingError(f"{name} is {number}", f"give at least {least}")
 
 
+def _check_workers(
+    workers: int | None, ray_address: str | None, model: Any, remote: bool | str
+) -> None:
+    if workers is None:
+        if ray_address is not None:
+            raise SettingError("a Ray cluster is named and no workers", "pass --workers N too")
+        return
+    if workers < 1:
+        raise SettingError(f"workers is {workers}", "give at least 1")
+    if remote:
+        raise SettingError("remote= lets a server read the model", "leave out workers or remote")
+    if not (model is None or isinstance(model, str | Path)):
+        raise SettingError(
+            "each worker opens the model itself, and a loaded one cannot travel to it",
+            "name the model by its Hub id or path, or leave workers out",
+        )
+
+
 def _checked(
     responses: str | Path | Iterable[Response | Mapping[str, Any]],
-    subject: Subject,
+    subject: Subject | Workers,
     skip_bad: bool,
 ) -> Responses:
     if isinstance(responses, str | Path):

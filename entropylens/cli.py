@@ -9,10 +9,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entropylens.cli_common import Debug, Json, Thinking, prepare_process, reported
+from entropylens.cli_common import (
+    BatchTokens,
+    Dataset,
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    MaxNewTokens,
+    NumPrompts,
+    ResponsesFile,
+    Revision,
+    Samples,
+    SkipBad,
+    Temperature,
+    Template,
+    Thinking,
+    ThinkingOption,
+    TrustRemoteCode,
+    prepare_process,
+    reported,
+    sampling_of,
+)
 from entropylens.cli_comparison import compare
 from entropylens.cli_evaluation import evaluate, generate
 from entropylens.cli_figures import figures, plot
+from entropylens.cli_recommend import recommend
 from entropylens.cli_training import export, prepare, train
 
 if TYPE_CHECKING:
@@ -36,11 +59,11 @@ class Reading(StrEnum):
     both = "both"
 
 
-class Rule(StrEnum):
-    """How the layer is chosen."""
+class Precision(StrEnum):
+    """How products are made."""
 
-    stages = "stages"
-    paper = "paper"
+    exact = "exact"
+    fast = "fast"
 
 
 @app.command()
@@ -49,54 +72,46 @@ def analyze(
         str | None,
         typer.Argument(help="Hub id, directory or GGUF file; without it, the bundled model."),
     ] = None,
-    responses: Annotated[
-        Path | None, typer.Option(help="JSONL file of prompts and responses, ids or text.")
-    ] = None,
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(help="Let the model answer this file, or `bundled`; may be repeated."),
-    ] = None,
-    num_prompts: Annotated[int | None, typer.Option(help="Prompts of each dataset.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Answers a prompt; default 1.")] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Tokens an answer at most; default 256.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Sampling temperature, 0 is greedy; default 1.")
-    ] = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="chat | qwen-math | qwen3-nothinking | octothinker | plain."),
-    ] = None,
-    thinking: Annotated[Thinking | None, typer.Option(help="For models that can think.")] = None,
+    responses: ResponsesFile = None,
+    dataset: Dataset = None,
+    num_prompts: NumPrompts = None,
+    samples: Samples = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    template: Template = None,
+    thinking: ThinkingOption = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Default: runs/<model>-<n>.")
     ] = None,
     reading: Annotated[Reading, typer.Option(help="raw is what training uses.")] = Reading.raw,
-    dtype: Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
-    batch_tokens: Annotated[
-        int, typer.Option(help="Response positions held in memory at a time.")
-    ] = 512,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    batch_tokens: BatchTokens = 512,
+    precision: Annotated[
+        Precision, typer.Option(help="fast: bf16 products where they are near enough.")
+    ] = Precision.exact,
     keep_tokens: Annotated[
         list[str] | None,
-        typer.Option(help="Keep this of every token of every response; default: of the first 3."),
+        typer.Option(
+            help="Keep this quantity of every token (tokens.parquet; may be repeated); by default "
+            "two of the first 3 responses."
+        ),
     ] = None,
     top_tokens: Annotated[
         int | None,
         typer.Option(help="Keep this many top tokens of every layer's policy, too; 0 for none."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of sampling, control and resamples.")] = 0,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model repository's code.")
-    ] = False,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave bad responses out and count them.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace another run in the output directory.")
-    ] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    skip_bad: SkipBad = False,
+    force: Force = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Copies that share the responses (Ray); default none.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster, or `auto`; default a new one.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -108,22 +123,15 @@ def analyze(
         from entropylens.analysis import analyze as run
         from entropylens.demo import MODEL_NAME
         from entropylens.rundir import new_directory
-        from entropylens.sampling import Sampling
         from entropylens.series import analyze_series
         from entropylens.sources import verl
 
-        given = {
-            "num_samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
-        }  # fmt: skip
-        sampling: dict[str, Any] = {
-            name: value for name, value in given.items() if value is not None
-        }
         directory = output or new_directory(model or MODEL_NAME)
         prepare_process()
         settings: dict[str, Any] = {
             "datasets": dataset or (),
             "num_prompts": num_prompts,
-            "sampling": Sampling(**sampling, seed=seed) if sampling else None,
+            "sampling": sampling_of(samples, max_new_tokens, temperature, seed),
             "template": template,
             "thinking": None if thinking is None else thinking is Thinking.on,
             "output": directory,
@@ -133,11 +141,14 @@ def analyze(
             "revision": revision,
             "trust_remote_code": trust_remote_code,
             "batch_tokens": batch_tokens,
+            "precision": precision.value,
             "skip_bad": skip_bad,
             "keep_tokens": keep_tokens or None,
             "top_tokens": top_tokens,
             "seed": seed,
             "force": force,
+            "workers": workers,
+            "ray_address": ray_address,
         }
         if model is not None and len(verl.steps(Path(model))) > 1:
             series = analyze_series(model, responses, **settings)
@@ -155,43 +166,6 @@ def analyze(
 
 
 @app.command()
-def recommend(
-    target: Annotated[
-        str, typer.Argument(help="A directory that `analyze` wrote, or a model to analyze.")
-    ],
-    rule: Annotated[Rule, typer.Option(help="stages, or the paper's literal rule.")] = Rule.stages,
-    reading: Annotated[
-        str | None, typer.Option(help="raw | normed; default raw where measured.")
-    ] = None,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Say which layer to train first, how sure that is, and why."""
-    with reported(debug):
-        from rich.console import Console
-
-        from entropylens.results import Analysis
-        from entropylens.terminal import recommendation_text
-
-        path = Path(target)
-        if (path / "analysis.json").is_file() or (path / "run.json").is_file():
-            analysis = Analysis.load(path)
-        else:
-            from entropylens.analysis import analyze as run
-            from entropylens.rundir import new_directory
-
-            prepare_process()
-            directory = new_directory(target)
-            analysis = run(target, output=directory)
-            typer.echo(f"analysis written to {directory}", err=True)
-        found = analysis.recommend(rule.value, reading=reading)
-        if as_json:
-            typer.echo(json.dumps(found.to_dict() | {"stages": found.stages.to_dict()}, indent=2))
-        else:
-            Console().print(recommendation_text(found))
-
-
-@app.command()
 def doctor(
     model: Annotated[
         str | None, typer.Argument(help="Print its anatomy, and verify()'s error of each layer.")
@@ -199,11 +173,9 @@ def doctor(
     families: Annotated[
         bool, typer.Option("--families", help="Show every known family and its verified error.")
     ] = False,
-    dtype: Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto | cpu | cuda.")] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the model repository's code.")
-    ] = False,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     debug: Debug = False,
 ) -> None:
     """Show versions, devices, optional parts and the cache; or how a model is understood."""
@@ -228,6 +200,7 @@ def doctor(
         examined.verification.raise_if_broken()
 
 
+app.command()(recommend)
 app.command()(generate)
 app.command()(evaluate)
 app.command()(compare)

@@ -9,11 +9,37 @@ import sys
 import traceback
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-__all__ = ["Debug", "Json", "Thinking", "prepare_process", "reported"]
+if TYPE_CHECKING:
+    from entropylens.sampling import Sampling
+
+__all__ = [
+    "BatchTokens",
+    "Dataset",
+    "Debug",
+    "Device",
+    "Dtype",
+    "Force",
+    "Json",
+    "MaxNewTokens",
+    "NumPrompts",
+    "ResponsesFile",
+    "Revision",
+    "Samples",
+    "SkipBad",
+    "Temperature",
+    "Template",
+    "Thinking",
+    "ThinkingOption",
+    "TrustRemoteCode",
+    "prepare_process",
+    "reported",
+    "sampling_of",
+]
 
 
 class Thinking(StrEnum):
@@ -27,6 +53,55 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+# How a model is loaded.
+Dtype = Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the model repository's code.")
+]
+
+# What it is read over: responses, or a dataset that it answers.
+ResponsesFile = Annotated[
+    Path | None, typer.Option("--responses", help="JSONL of prompts and responses, ids or text.")
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave bad responses out, count them.")]
+Dataset = Annotated[
+    list[str] | None,
+    typer.Option(help="Let the model answer this file, or `bundled`; may be repeated."),
+]
+NumPrompts = Annotated[int | None, typer.Option(help="Prompts of each dataset.")]
+Samples = Annotated[int | None, typer.Option(help="Answers a prompt; default 1.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Tokens an answer at most; default 256.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Sampling temperature, 0 is greedy; default 1.")
+]
+Template = Annotated[
+    str | None,
+    typer.Option(help="chat | qwen-math | qwen3-nothinking | octothinker | plain."),
+]
+ThinkingOption = Annotated[
+    Thinking | None, typer.Option("--thinking", help="For models that can think.")
+]
+
+BatchTokens = Annotated[int, typer.Option(help="Response positions held in memory at a time.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace another run in the output directory.")
+]
+
+
+def sampling_of(
+    samples: int | None, max_new_tokens: int | None, temperature: float | None, seed: int
+) -> Sampling | None:
+    """How answers are drawn, or None where no option says anything of it."""
+    from entropylens.sampling import Sampling
+
+    given = {
+        "num_samples": samples, "max_new_tokens": max_new_tokens, "temperature": temperature,
+    }  # fmt: skip
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Sampling(**settings, seed=seed) if settings else None
 
 
 @contextlib.contextmanager

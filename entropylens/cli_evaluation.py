@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from entropylens.cli_common import Debug, Json, Thinking, prepare_process, reported
+from entropylens.cli_common import (
+    Debug,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Revision,
+    Template,
+    Thinking,
+    ThinkingOption,
+    TrustRemoteCode,
+    prepare_process,
+    reported,
+)
 
 if TYPE_CHECKING:
     from entropylens.sampling import Sampling
@@ -57,10 +70,6 @@ OwnSampling = Annotated[
     bool,
     typer.Option("--model-sampling", help="Take what the model's generation_config sets."),
 ]
-Template = Annotated[
-    str | None,
-    typer.Option(help="chat | qwen-math | qwen3-nothinking | octothinker | plain."),
-]
 ProblemColumn = Annotated[str | None, typer.Option(help="Where it has another name.")]
 AnswerColumn = Annotated[str | None, typer.Option(help="Where it has another name.")]
 Split = Annotated[str | None, typer.Option(help="Of a Hub dataset; default test.")]
@@ -72,17 +81,8 @@ EngineOption = Annotated[
 ]
 TensorParallel = Annotated[int, typer.Option(help="GPUs that hold the model together (vLLM).")]
 DataParallel = Annotated[int, typer.Option(help="Copies that share the problems (Ray).")]
-Dtype = Annotated[str, typer.Option(help="auto | float32 | bfloat16 | float16.")]
-Device = Annotated[str, typer.Option(help="auto | cpu | cuda.")]
-Revision = Annotated[str | None, typer.Option(help="Of the model.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the model repository's code.")
-]
 Seed = Annotated[int, typer.Option(help="Of the draws.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Default: runs/<model>-<n>.")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace another run in the output directory.")
-]
 
 
 def generate(
@@ -99,7 +99,7 @@ def generate(
     repetition_penalty: Penalty = None,
     model_sampling: OwnSampling = False,
     template: Template = None,
-    thinking: Annotated[Thinking | None, typer.Option(help="For models that can think.")] = None,
+    thinking: ThinkingOption = None,
     problem_column: ProblemColumn = None,
     answer_column: AnswerColumn = None,
     split: Split = None,
@@ -169,7 +169,7 @@ def evaluate(
     repetition_penalty: Penalty = None,
     model_sampling: OwnSampling = False,
     template: Template = None,
-    thinking: Annotated[Thinking | None, typer.Option(help="For models that can think.")] = None,
+    thinking: ThinkingOption = None,
     problem_column: ProblemColumn = None,
     answer_column: AnswerColumn = None,
     split: Split = None,

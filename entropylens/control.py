@@ -18,6 +18,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from entropylens.policy import Accumulator, Body, Unembedding, compute_dtype
+from entropylens.products import product
 
 __all__ = ["NormControl"]
 
@@ -49,7 +50,7 @@ class NormControl:
         norms = SPREADS / max(spread, torch.finfo(torch.float32).tiny)
         statistics = Accumulator(len(norms), DIRECTIONS, device)
         for tile in unembedding.tiles(dtype):
-            linear = directions @ tile.weight.T
+            linear = product(directions, tile.weight)
             for site, norm in enumerate(norms):
                 part = body(linear * float(norm), tile.bias, unembedding.transform, None)
                 statistics.put(site, part)

@@ -16,6 +16,7 @@ from entropylens.batching import Piece, batch, pieces
 from entropylens.control import NormControl
 from entropylens.errors import NonFiniteStatesError
 from entropylens.policy import VOCAB_TILE, Body, policy_head
+from entropylens.precision import Precision
 from entropylens.quantities import quantities_of
 from entropylens.readings import (
     TopTokens,
@@ -41,6 +42,7 @@ class Meter:
         body: reduces the logits.
         seed: of the same-norm control.
         keeper: makes the rows of single tokens, where they are wanted.
+        fast: which sites take bf16 products, or None where all are exact.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Meter:
         body: Body,
         seed: int,
         keeper: TokenKeeper | None,
+        fast: Precision | None = None,
     ) -> None:
         self.keeper = keeper
         self.top = TopTokens(keeper.top) if keeper is not None and keeper.top else None
@@ -58,6 +61,7 @@ class Meter:
         self.anatomy, self.remote = subject.anatomy, subject.remote
         self.items = items
         self.reading = reading
+        self.fast = {} if fast is None else fast.sites
         self.body = body
         self.names = quantities_of(reading)
         self.control: NormControl | None = None
@@ -133,8 +137,9 @@ class Meter:
         head = policy_head(states.final, unembedding, tokens, self.body)
         if self.reading != "normed":
             found |= raw_reading(
-                states, unembedding, head, tokens, self.body, ticker.tick, self.top
-            )
+                states, unembedding, head, tokens, self.body, ticker.tick, self.top,
+                self.fast.get("raw"),
+            )  # fmt: skip
             if self.control is None:
                 self.control = NormControl(unembedding, self.body, self.seed)
             found |= self.control.deltas(found)
@@ -142,8 +147,9 @@ class Meter:
             norm = self.anatomy.norm
             top = self.top if self.reading == "normed" else None
             found |= normed_reading(
-                states, norm, unembedding, head, tokens, self.body, ticker.tick, top
-            )
+                states, norm, unembedding, head, tokens, self.body, ticker.tick, top,
+                self.fast.get("normed"),
+            )  # fmt: skip
         found = {name: values.to(found["rms_layer"].device) for name, values in found.items()}
         blank_absent(found, self.anatomy)
         return found, torch.stack([head.entropy, head.nll], dim=-1)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from entropylens.products import product
 from entropylens.transform import IDENTITY, OutputTransform
 
 __all__ = [
@@ -246,7 +247,7 @@ def policy_head(
     top = torch.zeros_like(tokens)
     chosen = torch.zeros_like(best)
     for tile in unembedding.tiles(dtype):
-        linear = states @ tile.weight.T
+        linear = product(states, tile.weight)
         logits = unembedding.transform(linear if tile.bias is None else linear + tile.bias)
         tile_best, tile_top = logits.max(-1)
         top = torch.where(tile_best > best, tile_top + tile.start, top)
@@ -289,7 +290,7 @@ def entropy(
     states = states.to(dtype)
     statistics = Accumulator(1, len(states), states.device)
     for tile in unembedding.tiles(dtype, vocab_tile):
-        part = body(states @ tile.weight.T, tile.bias, unembedding.transform, None)
+        part = body(product(states, tile.weight), tile.bias, unembedding.transform, None)
         statistics.put(0, part)
         statistics.merge()
     return statistics.entropy()[0]

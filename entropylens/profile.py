@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from entropylens.resampling import LEAST_PROMPTS, PromptSums
 
-__all__ = ["Profile"]
+__all__ = ["Profile", "floor_of"]
 
 Array = NDArray[Any]
 
 #: Resamples of the intervals that judge all layers at once.
 RESAMPLES = 400
+#: Error of a layer's mean entropy change that the dtype itself brings, in nats.
+FLOORS = {"float64": 1e-6, "float32": 2e-4}
+HALF_PRECISION_FLOOR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -71,3 +74,8 @@ class Profile:
         chance = np.random.default_rng(seed + 1).chisquare(freedom, resamples) / freedom
         widening = np.sqrt((freedom + 1) / freedom / np.clip(chance, 0.05, None) / more_prompts)
         return self.means + drawn * widening[:, None]
+
+
+def floor_of(dtype: str) -> float:
+    """Error of a layer's mean entropy change that a dtype itself brings, in nats."""
+    return FLOORS.get(dtype, HALF_PRECISION_FLOOR)

@@ -7,7 +7,7 @@ before it (the logit lens). RMS and cosines belong to neither.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +25,12 @@ from entropylens.policy import (
     compute_dtype,
     pick,
 )
+from entropylens.products import product
 from entropylens.quantities import GEOMETRY
 from entropylens.transform import OutputTransform
+
+if TYPE_CHECKING:
+    from entropylens.fast_reading import FastSites
 
 __all__ = [
     "ROWS",
@@ -37,7 +41,9 @@ __all__ = [
     "blank_absent",
     "geometry",
     "normed_reading",
+    "normed_sites",
     "raw_reading",
+    "raw_sites",
 ]
 
 #: Rows of a matrix product over several layers: enough to use the cores, few enough to cache.
@@ -97,21 +103,11 @@ def raw_reading(
     body: Body,
     on_tile: Callable[[], None] = lambda: None,
     top: TopTokens | None = None,
+    fast: FastSites | None = None,
 ) -> Quantities:
-    """Entropies and their changes without the final norm (Eq. 6-8, 12-14), and pi_l's fit.
-
-    Logits are linear in the state, so in a float32 stream those of H^l are the sum of those of
-    H^{l-1}, A^l and F^l and need no product of their own; a bf16 stream rounds after each
-    addition and gets its own.
-    """
-    accumulate = states.embedding.dtype in (torch.float32, torch.float64)
-    sites = Sites(
-        start=states.embedding,
-        plain=(states.attn_in, states.ffn_in),
-        added=(states.attn_out, states.ffn_out),
-        stream=None if accumulate else states.stream_out,
-    )
-    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile, top)
+    """Entropies and their changes without the final norm (Eq. 6-8, 12-14), and pi_l's fit."""
+    sites = raw_sites(states)
+    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile, top, fast)
     attn_in, ffn_in = read.plain
     attn, ffn = read.added
     return {
@@ -127,6 +123,22 @@ def raw_reading(
     }
 
 
+def raw_sites(states: States) -> Sites:
+    """What the raw reading reads.
+
+    Logits are linear in the state, so in a float32 stream those of H^l are the sum of those of
+    H^{l-1}, A^l and F^l and need no product of their own; a bf16 stream rounds after each
+    addition and gets its own.
+    """
+    return Sites(
+        start=states.embedding,
+        plain=(states.attn_in, states.ffn_in),
+        added=(states.attn_out, states.ffn_out),
+        stream=states.stream_out,
+        sums=states.embedding.dtype in (torch.float32, torch.float64),
+    )
+
+
 def normed_reading(
     states: States,
     final_norm: Callable[[Tensor], Tensor],
@@ -136,20 +148,14 @@ def normed_reading(
     body: Body,
     on_tile: Callable[[], None] = lambda: None,
     top: TopTokens | None = None,
+    fast: FastSites | None = None,
 ) -> Quantities:
     """The same behind the final norm N, against the un-normed stream each module reads.
 
     `normed_step_*` is what adding the module did to the policy: H(N(H + A)) - H(N(H)).
     """
-    with torch.inference_mode():
-        bases = map(states.ffn_base, range(states.num_layers))
-        sites = Sites(
-            start=final_norm(states.embedding),
-            plain=(torch.stack([final_norm(base) for base in bases]),),
-            added=(final_norm(states.attn_out), final_norm(states.ffn_out)),
-            stream=final_norm(states.stream_out),
-        )
-    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile, top)
+    sites = normed_sites(states, final_norm)
+    read = read_policies(sites, states.final, unembedding, head, tokens, body, on_tile, top, fast)
     (mid,) = read.plain
     attn, ffn = read.added
     stream_in, stream_out = read.stream[:-1], read.stream[1:]
@@ -168,20 +174,35 @@ def normed_reading(
     }
 
 
+def normed_sites(states: States, final_norm: Callable[[Tensor], Tensor]) -> Sites:
+    """What the normed reading reads."""
+    with torch.inference_mode():
+        bases = map(states.ffn_base, range(states.num_layers))
+        return Sites(
+            start=final_norm(states.embedding),
+            plain=(torch.stack([final_norm(base) for base in bases]),),
+            added=(final_norm(states.attn_out), final_norm(states.ffn_out)),
+            stream=final_norm(states.stream_out),
+            sums=False,
+        )
+
+
 class Sites(NamedTuple):
     """The states of all layers whose policies are read.
 
     Args:
         start: H^0, normed or not.
         plain: states whose entropy alone is wanted.
-        added: the same; where `stream` is None they are what the layers add to it.
-        stream: H^1..H^L where they need products of their own, else None.
+        added: the same.
+        stream: H^1..H^L.
+        sums: logits of the stream may be summed from those of `start` and `added`.
     """
 
     start: Float[Tensor, "positions d_model"]
     plain: tuple[Float[Tensor, "layers positions d_model"], ...]
     added: tuple[Float[Tensor, "layers positions d_model"], ...]
-    stream: Float[Tensor, "layers positions d_model"] | None
+    stream: Float[Tensor, "layers positions d_model"]
+    sums: bool
 
 
 class PolicyReadings(NamedTuple):
@@ -205,6 +226,7 @@ def read_policies(
     body: Body,
     on_tile: Callable[[], None] = lambda: None,
     top: TopTokens | None = None,
+    fast: FastSites | None = None,
 ) -> PolicyReadings:
     """Walk the vocabulary once for all sites of all layers.
 
@@ -217,7 +239,12 @@ def read_policies(
         body: which implementation reduces a tile.
         on_tile: called after each tile of the vocabulary, for a progress bar.
         top: gets the most probable tokens of pi_1..pi_L.
+        fast: sites whose products are made in bf16.
     """
+    if fast is not None:
+        from entropylens.fast_reading import read_policies_fast  # it builds on this module
+
+        return read_policies_fast(sites, final, unembedding, head, tokens, body, fast, on_tile, top)
     if body.name == "triton":
         from entropylens.kernels import fused_reading  # it builds on this module
 
@@ -237,25 +264,24 @@ def read_policies(
     step = max(1, ROWS // positions)
 
     for tile in unembedding.tiles(dtype):
-        weight = tile.weight.T
-        own = final @ weight
+        own = product(final, tile.weight)
         log_probs = transform(own if tile.bias is None else own + tile.bias) - normalizer
         walk.enter(tile, log_probs.clamp_min_(SHIFT_FLOOR).exp_(), transform)
-        running = start @ weight
+        running = product(start, tile.weight)
         walk.read(0, running)
         for first in range(0, layers, step):
             chunk = slice(first, first + step)
             total = None
             for place, states in enumerate(alone):
-                linear = states[chunk].flatten(0, 1).to(dtype) @ weight
+                linear = product(states[chunk].flatten(0, 1).to(dtype), tile.weight)
                 modules.put(place * layers + first, body(linear, tile.bias, transform, None))
-                if sites.stream is None and place >= len(sites.plain):
+                if sites.sums and place >= len(sites.plain):
                     total = linear if total is None else total.add_(linear)
-            if sites.stream is not None:
-                total = sites.stream[chunk].flatten(0, 1).to(dtype) @ weight
+            if not sites.sums:
+                total = product(sites.stream[chunk].flatten(0, 1).to(dtype), tile.weight)
             assert total is not None  # there is always something added
             for offset, of_layer in enumerate(total.unflatten(0, (-1, positions))):
-                running = running.add_(of_layer) if sites.stream is None else of_layer
+                running = running.add_(of_layer) if sites.sums else of_layer
                 walk.read(first + offset + 1, running)
         modules.merge()
         walk.leave()
@@ -306,7 +332,7 @@ class TopTokens:
         self.chosen = torch.zeros(shape[:2], dtype=dtype, device=device)
         stream = sites.start[self.kept].to(dtype)
         for place in range(layers):
-            if sites.stream is None:
+            if sites.sums:
                 stream = stream + sum(it[place][self.kept].to(dtype) for it in sites.added)
             else:
                 stream = sites.stream[place][self.kept].to(dtype)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from entropylens.errors import AnalysisFilesError, SettingError
 from entropylens.files import make_directory, write_text, write_whole
-from entropylens.profile import Profile
+from entropylens.profile import Profile, floor_of
 from entropylens.quantities import DELTAS, READINGS, prefix_of, quantities_of
 from entropylens.recommend import Recommendation, recommend
 from entropylens.resampling import RESAMPLES, prompt_sums
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "Analysis"]
 
 SCHEMA_VERSION = 1
-
-#: Error of a layer's mean entropy change that the dtype itself brings, in nats.
-_FLOORS = {"float64": 1e-6, "float32": 2e-4}
-_HALF_PRECISION_FLOOR = 1e-2
 
 
 @dataclass(frozen=True, repr=False)
@@ -216,7 +212,7 @@ class Analysis:
         return Profile(
             means=sums.means()[:, 0],
             sums=sums,
-            floor=_FLOORS.get(self.dtype, _HALF_PRECISION_FLOOR),
+            floor=floor_of(self.dtype),
             control=control,
         )
 

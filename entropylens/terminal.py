@@ -33,6 +33,12 @@ def summary(analysis: Analysis) -> RenderableType:
         f"{analysis.num_tokens} tokens\npi_theta: entropy {analysis.policy_entropy:.3f} nats, "
         f"NLL {analysis.policy_nll:.3f} nats, perplexity {analysis.policy_perplexity:.2f}\n"
     )
+    how = analysis.settings
+    if how.get("precision") == "fast":
+        facts += (
+            f"fast: means move by at most {how['precision_error']:.4f} nats (tried on "
+            f"{how['precision_positions']} positions); {how['precision_exact_sites']} sites exact\n"
+        )
     parts: list[RenderableType] = [Text(facts), layer_table(analysis)]
     parts += [recommendation_text(found) for found in analysis.recommendations.values()]
     if analysis.by_task:

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 
 from entropylens import Analysis
+from entropylens.looks import look_at, planned_looks
 from entropylens.profile import Profile
 from entropylens.quantities import quantities_of
 from entropylens.resampling import PromptSums
+from entropylens.stages import cut_weights, layer_shares
 
 VOCAB = 151_936
 
@@ -119,3 +121,125 @@ def analysis(model, ffn, *, prompts=24, mixers=None, without_ffn=(), seed=0, rea
         reading=reading, kernel="eager", mixers=tuple(mixers), responses=pd.concat(rows),
         skipped=0, seed=seed, versions={},
     )  # fmt: skip
+
+
+#: Standard deviation between prompts of a layer's entropy change, in `studied`.
+SPREAD = 0.3
+
+
+def tie(random, mean, b1=6, layers=24, middle=8):
+    """The layer after exploration has a mean of so many spreads between prompts."""
+    return np.concatenate(
+        [
+            random.uniform(0.5, 1.5, b1),
+            [mean * SPREAD],
+            random.normal(0, 0.05, middle),
+            -random.uniform(0.3, 1.5, layers - b1 - 1 - middle),
+        ]
+    )
+
+
+def weak_tie(random, mean, layers=16):
+    """The same where no change is larger than about one spread, and nothing lies between."""
+    ends = random.uniform(0.1, 0.4, 5), -random.uniform(0.1, 0.4, layers - 6)
+    return np.concatenate([ends[0], [mean * SPREAD], ends[1]])
+
+
+def bottom_tie(random, mean, layers=16):
+    """Everything converges, and layer 1 nearly does not."""
+    return np.concatenate([[mean * SPREAD], -random.uniform(0.5, 3, layers - 1)])
+
+
+def top_tie(random, mean, layers=16):
+    """Everything explores up to a layer L-1 that nearly does, and the last plunges."""
+    return np.concatenate([random.uniform(0.5, 3, layers - 2), [mean * SPREAD, -3.0]])
+
+
+def ramp(random, top, bottom, layers=16):
+    """Gradual in itself: no layer ends anything."""
+    return np.linspace(top, bottom, layers) + random.normal(0, 0.02, layers)
+
+
+#: Profiles with the boundary that was planted: None is no layer, GRADUAL none that is known.
+GRADUAL = -1
+SEQUENTIAL_CASES = {
+    "three stages": (lambda r: three_stages(r, 5, 12, 20), 5),
+    "paper's Qwen3": (three_stages, 6),
+    "two stages": (lambda r: three_stages(r, 6, 6, 16), 6),
+    "last layer plunges": (lambda r: three_stages(r, 4, 12, 16, plunge=30), 4),
+    "weak Llama": (lambda r: weak_llama(r, 16), 15),
+    "stray positive layer": (isolated, 6),
+    "negative block": (block, 8),
+    "all negative": (lambda r: negative(r, 16), None),
+    "all positive": (lambda r: positive(r, 16), 15),
+    "ramp": (lambda r: ramp(r, 1, -1), GRADUAL),
+    "flat ramp": (lambda r: ramp(r, 0.3, -0.3), GRADUAL),
+    "ramp down to a stage": (
+        lambda r: np.concatenate([ramp(r, 1, -0.4, 8), -r.uniform(0.4, 1.5, 8)]),
+        GRADUAL,
+    ),
+    **{
+        f"{make.__name__} {mean}, middle {options.get('middle', '-')}": (
+            lambda r, make=make, mean=mean, options=options: make(r, mean, **options),
+            planted,
+        )
+        for make, options, planted in (
+            (tie, {"middle": 8}, 6),
+            (tie, {"middle": 0}, 6),
+            (weak_tie, {}, 5),
+            (bottom_tie, {}, None),
+            (top_tie, {}, 14),
+        )
+        for mean in (-0.01, -0.05, -0.1)
+    },
+}
+
+
+def first_prompts(profile, prompts):
+    """What the same study has seen after its first prompts."""
+    sums = PromptSums(profile.sums.sums[:prompts], profile.sums.tokens[:prompts])
+    return Profile(sums.means()[:, 0], sums, profile.floor)
+
+
+def decide(profile, until_sure, resamples):
+    """The last look at a growing study, as `quick` takes them, without a model."""
+    plan = planned_looks(profile.num_prompts)
+    for prompts in plan:
+        seen = first_prompts(profile, prompts)
+        look = look_at(seen, until_sure, len(plan), resamples=resamples)
+        if look.sure:
+            break
+    return look
+
+
+def simulated_decisions(seeds, prompts=80, until_sure=0.95, resamples=100, tail=None):
+    """One row a run over all SEQUENTIAL_CASES: `case, sure, prompts, layer, free, planted`.
+
+    `free` is what the profile gives where it is known without noise. With `tail`, prompts
+    differ by Student's t of so many degrees of freedom.
+    """
+    rows = []
+    for seed in seeds:
+        for place, (case, (make, planted)) in enumerate(SEQUENTIAL_CASES.items()):
+            random = np.random.default_rng([seed, place])
+            truth = make(random)
+            shares = layer_shares(cut_weights(truth[None], 2e-4)[0])
+            free = max(shares, key=shares.get)
+            seen = studied(random, truth, prompts, SPREAD)
+            if tail is not None:
+                tokens = seen.sums.tokens
+                noise = random.standard_t(tail, (prompts, len(truth))) * np.sqrt(1 - 2 / tail)
+                sums = ((truth + SPREAD * noise) * tokens[:, None])[..., None]
+                seen = Profile(None, PromptSums(sums, tokens), 2e-4)
+            look = decide(seen, until_sure, resamples)
+            rows.append((case, look.sure, look.prompts, look.layer, free, planted))
+    columns = ["case", "sure", "prompts", "layer", "free", "planted"]
+    frame = pd.DataFrame(rows, columns=columns)
+    for name in ("layer", "free", "planted"):
+        frame[name] = frame[name].astype("float").fillna(0).astype(int)
+    known = frame["planted"] != GRADUAL
+    frame["wrong"] = frame["sure"] & (
+        (frame["layer"] != frame["free"]) | (known & (frame["layer"] != frame["planted"]))
+    )
+    frame["unlike_free"] = frame["sure"] & (frame["layer"] != frame["free"])
+    return frame

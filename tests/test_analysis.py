@@ -175,7 +175,7 @@ def test_senseless_settings(responses):
     model = tiny_model("llama")
     for wrong, says in (
         ({"reading": "both of them"}, "no reading"),
-        ({"kernel": "triton"}, "no kernel"),
+        ({"kernel": "cuda"}, "no kernel"),
         ({"seed": -1}, "seed is -1"),
         ({"template": "chat"}, "not both"),
     ):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from entropylens.engines import open_one
-from entropylens.engines.engine import Answers, Job
-from entropylens.errors import AllocationError, EntropyLensError, SettingError
+from entropylens.engines.engine import Answers, Engine, Job
+from entropylens.errors import AllocationError
 from entropylens.prompts import Prompt
+from entropylens.ray_cluster import RayCluster
 from entropylens.sampling import Sampling
 
-__all__ = ["ShardedEngine"]
+__all__ = ["Copy", "ShardedEngine"]
 
 
 class ShardedEngine:
@@ -30,41 +30,26 @@ class ShardedEngine:
     """
 
     def __init__(self, model: str, engine: str, options: Mapping[str, Any], copies: int) -> None:
-        # Without it Ray makes the machine's own address of 127.0.0.1.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-        except ImportError as error:
-            raise SettingError(
-                "--data-parallel needs Ray", "pip install ray, or leave it out"
-            ) from error
         import torch
 
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+        self._cluster = RayCluster("--data-parallel")
         needs: dict[str, float] = {"num_cpus": 1}
         if torch.cuda.is_available():
             needs["num_gpus"] = options.get("tensor_parallel", 1)
-        every = ray.cluster_resources()
-        for kind, number in needs.items():
-            there = every.get(kind.removeprefix("num_").removesuffix("s").upper(), 0)
-            if there < copies * number:
-                raise SettingError(
-                    f"{copies} copies need {copies * number:g} {kind.removeprefix('num_')}, and "
-                    f"{there:g} are there",
-                    "lower --data-parallel or --tensor-parallel",
-                )
-        self._ray = ray
-        self.name = model
-        actor = ray.remote(_Copy).options(**needs)
+        remedy = "lower --data-parallel or --tensor-parallel"
+        self._cluster.require(copies, needs, remedy)
+        actor = self._cluster.ray.remote(Copy).options(**needs)
         self._copies = [actor.remote() for _ in range(copies)]
         opening = [it.open.remote(model, engine, dict(options)) for it in self._copies]
+        self.name = model
         try:
-            told = self._get(opening)[0]
+            self._learn(self._get(opening)[0])
         except BaseException:
             self.close()
             raise
+
+    def _learn(self, told: Mapping[str, Any]) -> None:
+        """Take over what a copy says of its engine."""
         self.fingerprint: str = told["fingerprint"]
         self.settings: Mapping[str, Any] = told["settings"]
         self.tokenizer = told["tokenizer"]
@@ -80,21 +65,17 @@ class ShardedEngine:
     def close(self) -> None:
         """End the copies."""
         for copy in self._copies:
-            self._ray.kill(copy)
+            self._cluster.ray.kill(copy)
         self._copies = []
 
     def _get(self, reference: Any) -> Any:
         """What a copy returns or raises."""
         try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, EntropyLensError):
-                raise error.cause from None
-            raise
-        except self._ray.exceptions.RayActorError as error:
+            return self._cluster.get(reference)
+        except self._cluster.lost as error:
             raise AllocationError(
                 f"a copy of {self.name!r} has died ({' '.join(str(error).split())[:200]})",
-                "lower --data-parallel where memory is short; what was finished is kept",
+                f"lower {self._cluster.flag} where memory is short; what was finished is kept",
             ) from error
 
     def answer(
@@ -106,7 +87,7 @@ class ShardedEngine:
         produced: Callable[[int], object],
     ) -> Iterator[Answers]:
         """See `Engine.answer`. Answers come as each copy finishes them."""
-        shared = self._ray.put(list(prompts))
+        shared = self._cluster.ray.put(list(prompts))
         left = [job for job in jobs if job in wanted]
         count = len(self._copies)
         running = [
@@ -116,7 +97,7 @@ class ShardedEngine:
             for place, copy in enumerate(self._copies)
         ]
         while running:
-            done, _ = self._ray.wait(running)
+            done, _ = self._cluster.ray.wait(running)
             for one in done:
                 try:
                     found: Answers = self._get(next(one))
@@ -127,18 +108,26 @@ class ShardedEngine:
                 yield found
 
 
-class _Copy:
+class Copy:
     """The actor: an engine of its own."""
 
+    _engine: Engine
+
     def open(self, model: str, engine: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Load the model, and say what `ShardedEngine` has to know of it."""
         self._engine = open_one(model, engine, options)
+        return self._told()
+
+    def _told(self) -> dict[str, Any]:
         names = ("fingerprint", "settings", "tokenizer", "limits", "ends")
         return {name: getattr(self._engine, name) for name in names}
 
     def suggested(self) -> Mapping[str, Any]:
+        """See `Engine.suggested`."""
         return self._engine.suggested
 
     def answer(
         self, prompts: Sequence[Prompt], jobs: Sequence[Job], sampling: Sampling
     ) -> Iterator[Answers]:
+        """The wanted jobs' answers, batch by batch."""
         yield from self._engine.answer(prompts, jobs, set(jobs), sampling, lambda _: None)

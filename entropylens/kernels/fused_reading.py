@@ -51,7 +51,7 @@ def read_policies(
         top: gets the most probable tokens of pi_1..pi_L.
     """
     transform, positions = unembedding.transform, len(final)
-    stream = _stream(sites)
+    stream = torch.cat([sites.start.unsqueeze(0), sites.stream])
     rows = stream.flatten(0, 1)
     keeping = None
     if top is not None and top.start(sites, unembedding, tokens, torch.float32):
@@ -115,19 +115,6 @@ class _Keeping:
     def finish(self, log_normalizer: Float[Tensor, "layers positions"]) -> None:
         self.top.kept = self.kept
         self.top.finish(log_normalizer)
-
-
-def _stream(sites: Sites) -> Float[Tensor, "streams positions d_model"]:
-    """H^0..H^L: given, or added up in the order in which the model does."""
-    if sites.stream is not None:
-        return torch.cat([sites.start.unsqueeze(0), sites.stream])
-    states = [sites.start]
-    for place in range(len(sites.added[0])):
-        state = states[-1]
-        for added in sites.added:
-            state = state + added[place]
-        states.append(state)
-    return torch.stack(states)
 
 
 def _tiles(unembedding: Unembedding, size: int) -> Iterator[Tile]:

@@ -19,7 +19,16 @@ _TRACE = "entropylens.sources.nnsight_trace"
 
 #: What `_TRACE` imports, and what these import.
 _PARCEL = (
-    *("errors", "transform", "unembedding", "policy", "anatomy", "quantities", "capture"),
+    *(
+        "errors",
+        "transform",
+        "unembedding",
+        "products",
+        "policy",
+        "anatomy",
+        "quantities",
+        "capture",
+    ),
     *("readings", "control", "verification", "sources.nnsight_trace"),
 )
 

@@ -19,11 +19,32 @@ if TYPE_CHECKING:
 
     from entropylens.sources.nnsight import RemoteReader
 
-__all__ = ["Subject", "model_fingerprint"]
+__all__ = ["Facts", "Subject", "model_fingerprint"]
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: What decides which adapters of a PEFT layer are in effect.
 _ADAPTER_STATE = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an analysis says of its model; it can travel where a model cannot.
+
+    Args:
+        name, revision, dtype: as of `Subject`.
+        device: where it takes its tokens.
+        num_layers: L.
+        vocab_size: V.
+        mixers: see `Anatomy`.
+    """
+
+    name: str
+    revision: str | None
+    dtype: str
+    device: str
+    num_layers: int
+    vocab_size: int
+    mixers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +78,19 @@ class Subject:
     def dtype(self) -> str:
         """The dtype of its states, as text."""
         return str(self.verification.dtype).removeprefix("torch.")
+
+    @property
+    def facts(self) -> Facts:
+        """What an analysis says of it."""
+        return Facts(
+            name=self.name,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=str(self.anatomy.device),
+            num_layers=self.anatomy.num_layers,
+            vocab_size=self.anatomy.unembedding.vocab_size,
+            mixers=self.anatomy.mixers,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -348,7 +348,8 @@ def test_tiles_of_a_larger_vocabulary_come_together(monkeypatch):
     vocab, positions = 2 * VOCAB_TILE + 3, 5
     unembedding = Unembedding(exact(0, vocab, 36), exact(5, vocab))
     plain, added = exact(1, 2, positions, 36), exact(2, 2, positions, 36)
-    sites = Sites(exact(3, positions, 36), (plain,), (added,), None)
+    start = exact(3, positions, 36)
+    sites = Sites(start, (plain,), (added,), start + added.cumsum(0), True)
     final, tokens = exact(4, positions, 36), torch.tensor([0, 2047, 2048, 4096, 4098])
     head = policy_head(final, unembedding, tokens)
     ticks, found, tops = [], [], []

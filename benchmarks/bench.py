@@ -1,0 +1,194 @@
+"""Cost of analyze() as ratios of interleaved runs; writes benchmarks/RESULTS.md.
+
+    python benchmarks/bench.py [--pairs 15] [--tokens 128] [--threads 2]
+
+Each row times ours and one other turn by turn in this process; its ratio's median and quartiles
+are told. The machine is named; times on it are no one else's, ratios nearly are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import rivals
+import torch
+
+from entropylens.doctor import usable_cores
+from entropylens.fast_reading import why_not_fast
+from entropylens.measure import BATCH_TOKENS, measure
+from entropylens.responses import Response, Responses
+from entropylens.sources import open_model
+from entropylens.versions import versions
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+#: A run of these sizes is the unit of the growth table.
+BASE = {"hidden_size": 256, "vocab_size": 16_384, "num_hidden_layers": 6}
+LENGTH, COUNT = 64, 2
+GROWTH = [
+    ("hidden_size", 512), ("hidden_size", 1024), ("vocab_size", 65_536),
+    ("num_hidden_layers", 12), ("length", 256), ("count", 8),
+]  # fmt: skip
+
+Run = Callable[[], object]
+
+
+def interleaved(one: Run, other: Run, pairs: int) -> list[float]:
+    """Ratios of their times, the second's over the first's; each has warmed up once."""
+    one(), other()
+    ratios = []
+    for _ in range(pairs):
+        start = time.perf_counter()
+        one()
+        middle = time.perf_counter()
+        other()
+        ratios.append((time.perf_counter() - middle) / (middle - start))
+    return ratios
+
+
+def told(name: str, ratios: Sequence[float]) -> str:
+    """A row of a table."""
+    low, median, high = statistics.quantiles(ratios, n=4)
+    row = f"| {name} | {median:.2f} | {low:.2f}-{high:.2f} |"
+    print(row, flush=True)
+    return row
+
+
+def against_others(pairs: int, tokens: int) -> list[str]:
+    """The bundled model: ours, exact and fast, against the rivals and the limit."""
+    subject, items = rivals.bundled(tokens)
+
+    def ours() -> object:
+        return measure(subject, Responses(items), kernel="compiled", progress=False)
+
+    def fast() -> object:
+        return measure(
+            subject, Responses(items), kernel="compiled", progress=False, precision="fast"
+        )
+
+    def naive() -> None:
+        rivals.pseudo_code(subject, items)
+
+    rows = ["| other / ours | median | quartiles |", "| --- | --- | --- |"]
+    rows.append(told("the paper's pseudo-code (6 L states, entropies alone)", interleaved(
+        ours, naive, pairs)))  # fmt: skip
+    limit = rivals.bare_products(subject, items, BATCH_TOKENS)
+    rows.append(told("the bare products (ours / products)", interleaved(limit, ours, pairs)))
+    lens = rivals.logit_lens(subject, items)
+    rows.append(told("TransformerLens' logit lens (L + 1 states)", interleaved(ours, lens, pairs)))
+    trace = rivals.nnsight_trace(subject, items)
+    rows.append(told("an nnsight trace (L + 1 states)", interleaved(ours, trace, pairs)))
+    why_not = why_not_fast(torch.device("cpu"))
+    if why_not is None:
+        rows.append(told("pseudo-code / fast", interleaved(fast, naive, pairs)))
+        settled = measure(
+            subject, Responses(items), kernel="compiled", progress=False, precision="fast"
+        ).settings
+        rows.append(
+            f"\nFast: means move by at most {settled['precision_error']:.4f} nats on "
+            f"{settled['precision_positions']} positions; {settled['precision_exact_sites']} "
+            "sites in float32."
+        )
+    else:
+        rows.append(f"\nFast precision was not timed: {why_not}.")
+    return rows
+
+
+def growth(pairs: int) -> list[str]:
+    """How cost grows with each size, against a base run."""
+
+    def run(**changed: int) -> Run:
+        sizes = BASE | {name: it for name, it in changed.items() if name in BASE}
+        model = rivals.random_model(
+            **sizes, intermediate_size=2 * sizes["hidden_size"], num_attention_heads=8,
+            num_key_value_heads=4, bos_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        length, count = changed.get("length", LENGTH), changed.get("count", COUNT)
+        generator = torch.Generator().manual_seed(0)
+
+        def ids(number: int) -> tuple[int, ...]:
+            return tuple(torch.randint(2, 16_000, (number,), generator=generator).tolist())
+
+        items = Responses(tuple(Response(ids(8), ids(length)) for _ in range(count)))
+        subject = open_model(model, None)
+        return lambda: measure(subject, items, kernel="compiled", progress=False)
+
+    base = run()
+    rows = ["| size | cost of the base run | quartiles |", "| --- | --- | --- |"]
+    for name, value in GROWTH:
+        start = BASE.get(name, LENGTH if name == "length" else COUNT)
+        label = f"{name} {start} -> {value} ({value / start:g} x)"
+        rows.append(told(label, interleaved(base, run(**{name: value}), pairs)))
+    return rows
+
+
+def peak_above_model(copies: int) -> float:
+    """MB that measuring 8 * copies responses adds to the peak of a process of its own."""
+    subject, items = rivals.bundled(10**6)
+    # Touch every weight, so that the loaded model is resident before the reading starts.
+    sum(float(parameter.detach().sum()) for parameter in subject.model.parameters())
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+    before = _status("VmRSS")
+    measure(subject, Responses(items * copies), progress=False)
+    return _status("VmHWM") - before
+
+
+def memory() -> list[str]:
+    """Peak memory above the loaded model."""
+    rows = ["| responses | MB above the model |", "| --- | --- |"]
+    for copies in (1, 4):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(f"| {8 * copies} | {pool.apply(peak_above_model, (copies,)):.0f} |")
+            print(rows[-1], flush=True)
+    return rows
+
+
+def _status(field: str) -> float:
+    """MB of a field of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if field in line).split()[1]) / 1e3
+
+
+def machine(threads: int) -> str:
+    """What it ran on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    name = next((it.split(":")[1].strip() for it in lines if it.startswith("model name")), "")
+    flags = next((it for it in lines if it.startswith("flags")), "").split()
+    kinds = [it for it in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if it in flags]
+    load = os.getloadavg()[0]
+    return (
+        f"{name or platform.processor()} ({', '.join(kinds)}), {usable_cores()} cores, {threads} "
+        f"threads, load {load:.1f} before; torch {versions()['torch']}"
+    )
+
+
+def main() -> None:
+    """Run all and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--tokens", type=int, default=128, help="of the bundled model's answers")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    where = machine(options.threads)
+    parts = [
+        "# How fast it is",
+        f"`make bench` on {where}. {options.pairs} interleaved pairs a row, {options.tokens} "
+        "response tokens of SmolLM2-135M-Instruct in float32, every quantity of layers.csv.",
+        "\n".join(against_others(options.pairs, options.tokens)),
+        f"## How cost grows\n\nRandom models; base: {BASE}, {COUNT} responses of {LENGTH} tokens.",
+        "\n".join(growth(options.pairs)),
+        "## Memory\n\nOf the 581 tokens of 8 responses, and of 4 times as many.",
+        "\n".join(memory()),
+    ]
+    RESULTS.write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()

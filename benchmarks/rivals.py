@@ -1,0 +1,154 @@
+"""What entropylens is timed against, each written as one would write it; and the limit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from entropylens.batching import pieces, plan
+from entropylens.capture import capture, evaluating
+from entropylens.demo import demo_model
+from entropylens.policy import VOCAB_TILE
+from entropylens.readings import ROWS
+from entropylens.responses import Response
+from entropylens.sources import hf
+from entropylens.sources.subject import Subject
+
+__all__ = ["bare_products", "bundled", "logit_lens", "nnsight_trace", "pseudo_code"]
+
+DATA = Path(__file__).parents[1] / "tests" / "data" / "smollm2.json"
+Items = tuple[Response, ...]
+
+
+def bundled(tokens: int) -> tuple[Subject, Items]:
+    """The bundled model, and the oracle's responses up to this many tokens."""
+    given = json.loads(DATA.read_text())["responses"]
+    items: list[Response] = []
+    for one in given:
+        left = tokens - sum(it.num_tokens for it in items)
+        if left > 0:
+            items.append(Response(tuple(one["prompt_ids"]), tuple(one["response_ids"][:left])))
+    return hf.load(demo_model()), tuple(items)
+
+
+@torch.inference_mode()
+def pseudo_code(subject: Subject, items: Items) -> None:
+    """Raw entropies of H^{l-1}, A^l, F^l, H^l and both module inputs, as A.4 writes them."""
+    lm_head = subject.model.lm_head
+    for response in items:
+        ids, positions = _ids(response)
+        states, _ = capture(subject.anatomy, positions, ids, use_cache=False)
+        for place in range(states.num_layers):
+            for hidden_state in (
+                states.stream_in(place), states.attn_in[place], states.attn_out[place],
+                states.ffn_in[place], states.ffn_out[place], states.stream_out[place],
+            ):  # fmt: skip
+                _entropy(lm_head(hidden_state))
+
+
+def logit_lens(subject: Subject, items: Items) -> Callable[[], None]:
+    """TransformerLens: the normed entropy of the L + 1 states of the stream alone."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=subject.model,
+        tokenizer=subject.tokenizer, device="cpu",
+    )  # fmt: skip
+
+    @torch.inference_mode()
+    def run() -> None:
+        for response in items:
+            ids, positions = _ids(response)
+            _, cache = bridge.run_with_cache(ids)
+            stream = [cache["blocks.0.hook_resid_pre"]]
+            stream += [cache[f"blocks.{it}.hook_resid_post"] for it in range(bridge.cfg.n_layers)]
+            for state in stream:
+                _entropy(bridge.unembed(bridge.ln_final(state[:, positions])))
+
+    return run
+
+
+def nnsight_trace(subject: Subject, items: Items) -> Callable[[], None]:
+    """nnsight: the same states, read in a trace."""
+    import nnsight
+
+    traced = nnsight.TransformersModel(subject.model, tokenizer=subject.tokenizer)
+    layers = len(subject.model.model.layers)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for response in items:
+            ids, positions = _ids(response)
+            with traced.trace(ids):
+                states = nnsight.save([traced.model.layers[0].input])
+                for place in range(layers):
+                    states.append(traced.model.layers[place].output)
+            for state in states:
+                hidden = (state[0] if isinstance(state, tuple) else state)[..., positions, :]
+                _entropy(subject.model.lm_head(subject.model.model.norm(hidden)))
+
+    return run
+
+
+def bare_products(
+    subject: Subject, items: Items, batch_tokens: int, *, fast: bool = False
+) -> Callable[[], None]:
+    """The products that cannot be avoided: same states, same tiles and row blocks, nothing else.
+
+    Args:
+        subject: the model.
+        items: the responses.
+        batch_tokens: of a batch.
+        fast: bf16, where each of the 5 L states has a product of its own.
+    """
+    anatomy, weight = subject.anatomy, subject.anatomy.unembedding.weight
+    with evaluating(subject.model):
+        held = [
+            piece.states
+            for group in plan(items, batch_tokens)
+            for piece in pieces(anatomy, items, group, batch_tokens)
+        ]
+    groups = []
+    for states in held:
+        sites = [states.attn_in, states.ffn_in, states.attn_out, states.ffn_out]
+        sites += [states.stream_out] if fast else []
+        groups.append([site.bfloat16() if fast else site for site in sites])
+    alone = [torch.stack([states.embedding, states.final]) for states in held]
+
+    @torch.inference_mode()
+    def run() -> None:
+        for sites, two in zip(groups, alone, strict=True):
+            step = max(1, ROWS // sites[0].shape[1])
+            for start in range(0, len(weight), VOCAB_TILE):
+                tile = weight[start : start + VOCAB_TILE].T
+                two.flatten(0, 1) @ tile
+                part = tile.bfloat16() if fast else tile
+                for site in sites:
+                    for first in range(0, len(site), step):
+                        site[first : first + step].flatten(0, 1) @ part
+
+    return run
+
+
+def _ids(response: Response) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.tensor([(*response.prompt_ids, *response.response_ids)])
+    return ids, torch.arange(len(response.prompt_ids) - 1, ids.shape[1] - 1)
+
+
+def _entropy(logits: torch.Tensor) -> torch.Tensor:
+    probs = torch.softmax(logits, dim=-1)
+    log_probs = torch.log_softmax(logits, dim=-1)
+    return -(probs * log_probs).sum(dim=-1)
+
+
+def random_model(**sizes: Any) -> nn.Module:
+    """A Llama of random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
