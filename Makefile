@@ -6,7 +6,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage test-browser test-train test-vllm train-demo clean
+.PHONY: help demo test coverage bench test-browser test-train test-vllm train-demo clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -26,6 +26,9 @@ test: $(VENV)/.dev ## all checks: format, lint, types, tests
 
 coverage: $(VENV)/.dev ## the tests again, and the lines that none of them runs
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+bench: $(VENV)/.dev ## speed as ratios of interleaved runs, into benchmarks/RESULTS.md (20 minutes)
+	$(BIN)/python benchmarks/bench.py
 
 test-browser: $(VENV)/.dev ## the pages in Chromium; `make test` has them where there is one
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \

@@ -24,6 +24,7 @@ from entropylens.doctor import usable_cores
 from entropylens.fast_reading import why_not_fast
 from entropylens.measure import BATCH_TOKENS, measure
 from entropylens.responses import Response, Responses
+from entropylens.results import Analysis
 from entropylens.sources import open_model
 from entropylens.versions import versions
 
@@ -61,16 +62,11 @@ def told(name: str, ratios: Sequence[float]) -> str:
 
 
 def against_others(pairs: int, tokens: int) -> list[str]:
-    """The bundled model: ours, exact and fast, against the rivals and the limit."""
+    """The bundled model: ours against the rivals and the limit."""
     subject, items = rivals.bundled(tokens)
 
     def ours() -> object:
         return measure(subject, Responses(items), kernel="compiled", progress=False)
-
-    def fast() -> object:
-        return measure(
-            subject, Responses(items), kernel="compiled", progress=False, precision="fast"
-        )
 
     def naive() -> None:
         rivals.pseudo_code(subject, items)
@@ -78,25 +74,49 @@ def against_others(pairs: int, tokens: int) -> list[str]:
     rows = ["| other / ours | median | quartiles |", "| --- | --- | --- |"]
     rows.append(told("the paper's pseudo-code (6 L states, entropies alone)", interleaved(
         ours, naive, pairs)))  # fmt: skip
-    limit = rivals.bare_products(subject, items, BATCH_TOKENS)
-    rows.append(told("the bare products (ours / products)", interleaved(limit, ours, pairs)))
+    products = rivals.bare_products(subject, items, BATCH_TOKENS)
+    forward = rivals.forward_passes(subject, items, BATCH_TOKENS)
+
+    def limit() -> None:
+        forward()
+        products()
+
+    rows.append(told(
+        "ours / (forward passes and bare products)", interleaved(limit, ours, pairs)
+    ))  # fmt: skip
+    rows.append(told("ours / bare products alone", interleaved(products, ours, pairs)))
+    rows.append(told("forward passes with hooks / ours", interleaved(ours, forward, pairs)))
     lens = rivals.logit_lens(subject, items)
     rows.append(told("TransformerLens' logit lens (L + 1 states)", interleaved(ours, lens, pairs)))
     trace = rivals.nnsight_trace(subject, items)
     rows.append(told("an nnsight trace (L + 1 states)", interleaved(ours, trace, pairs)))
+    return rows
+
+
+def with_bf16(pairs: int, tokens: int) -> list[str]:
+    """Fast products against exact ones, and the pseudo-code, on so many tokens that trying pays."""
     why_not = why_not_fast(torch.device("cpu"))
-    if why_not is None:
-        rows.append(told("pseudo-code / fast", interleaved(fast, naive, pairs)))
-        settled = measure(
-            subject, Responses(items), kernel="compiled", progress=False, precision="fast"
-        ).settings
-        rows.append(
-            f"\nFast: means move by at most {settled['precision_error']:.4f} nats on "
-            f"{settled['precision_positions']} positions; {settled['precision_exact_sites']} "
-            "sites in float32."
+    if why_not is not None:
+        return [f"Not timed: {why_not}."]
+    subject, items = rivals.bundled(tokens)
+
+    def run(precision: str) -> Callable[[], Analysis]:
+        return lambda: measure(
+            subject, Responses(items), kernel="compiled", progress=False, precision=precision
         )
-    else:
-        rows.append(f"\nFast precision was not timed: {why_not}.")
+
+    fast = run("fast")
+    told_of = fast().settings
+    rows = ["| other / fast | median | quartiles |", "| --- | --- | --- |"]
+    rows.append(told("exact", interleaved(fast, run("exact"), pairs)))
+    rows.append(
+        told("pseudo-code", interleaved(fast, lambda: rivals.pseudo_code(subject, items), pairs))
+    )
+    rows.append(
+        f"\nMeans move by at most {told_of['precision_error']:.4f} nats on "
+        f"{told_of['precision_positions']} positions; {told_of['precision_exact_sites']} sites in "
+        "float32."
+    )
     return rows
 
 

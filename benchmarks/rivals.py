@@ -14,12 +14,21 @@ from entropylens.batching import pieces, plan
 from entropylens.capture import capture, evaluating
 from entropylens.demo import demo_model
 from entropylens.policy import VOCAB_TILE
+from entropylens.products import product
 from entropylens.readings import ROWS
 from entropylens.responses import Response
 from entropylens.sources import hf
 from entropylens.sources.subject import Subject
 
-__all__ = ["bare_products", "bundled", "logit_lens", "nnsight_trace", "pseudo_code"]
+__all__ = [
+    "bare_products",
+    "bundled",
+    "forward_passes",
+    "logit_lens",
+    "nnsight_trace",
+    "pseudo_code",
+    "random_model",
+]
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "smollm2.json"
 Items = tuple[Response, ...]
@@ -55,8 +64,9 @@ def logit_lens(subject: Subject, items: Items) -> Callable[[], None]:
     """TransformerLens: the normed entropy of the L + 1 states of the stream alone."""
     from transformer_lens.model_bridge import TransformerBridge
 
+    # A model of its own: the bridge puts modules of its own into it.
     bridge = TransformerBridge.boot_transformers(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=subject.model,
+        "HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=hf.load(demo_model()).model,
         tokenizer=subject.tokenizer, device="cpu",
     )  # fmt: skip
 
@@ -77,8 +87,9 @@ def nnsight_trace(subject: Subject, items: Items) -> Callable[[], None]:
     """nnsight: the same states, read in a trace."""
     import nnsight
 
-    traced = nnsight.TransformersModel(subject.model, tokenizer=subject.tokenizer)
-    layers = len(subject.model.model.layers)
+    model = hf.load(demo_model()).model
+    traced = nnsight.TransformersModel(model, tokenizer=subject.tokenizer)
+    layers = len(model.model.layers)
 
     @torch.inference_mode()
     def run() -> None:
@@ -90,22 +101,25 @@ def nnsight_trace(subject: Subject, items: Items) -> Callable[[], None]:
                     states.append(traced.model.layers[place].output)
             for state in states:
                 hidden = (state[0] if isinstance(state, tuple) else state)[..., positions, :]
-                _entropy(subject.model.lm_head(subject.model.model.norm(hidden)))
+                _entropy(model.lm_head(model.model.norm(hidden)))
 
     return run
 
 
-def bare_products(
-    subject: Subject, items: Items, batch_tokens: int, *, fast: bool = False
-) -> Callable[[], None]:
-    """The products that cannot be avoided: same states, same tiles and row blocks, nothing else.
+def forward_passes(subject: Subject, items: Items, batch_tokens: int) -> Callable[[], None]:
+    """The model's own forward passes, hooks included."""
 
-    Args:
-        subject: the model.
-        items: the responses.
-        batch_tokens: of a batch.
-        fast: bf16, where each of the 5 L states has a product of its own.
-    """
+    def run() -> None:
+        with evaluating(subject.model):
+            for group in plan(items, batch_tokens):
+                for _ in pieces(subject.anatomy, items, group, batch_tokens):
+                    pass
+
+    return run
+
+
+def bare_products(subject: Subject, items: Items, batch_tokens: int) -> Callable[[], None]:
+    """The 4 L + 2 products that cannot be avoided: same states, tiles and row blocks, no more."""
     anatomy, weight = subject.anatomy, subject.anatomy.unembedding.weight
     with evaluating(subject.model):
         held = [
@@ -113,24 +127,18 @@ def bare_products(
             for group in plan(items, batch_tokens)
             for piece in pieces(anatomy, items, group, batch_tokens)
         ]
-    groups = []
-    for states in held:
-        sites = [states.attn_in, states.ffn_in, states.attn_out, states.ffn_out]
-        sites += [states.stream_out] if fast else []
-        groups.append([site.bfloat16() if fast else site for site in sites])
-    alone = [torch.stack([states.embedding, states.final]) for states in held]
 
     @torch.inference_mode()
     def run() -> None:
-        for sites, two in zip(groups, alone, strict=True):
-            step = max(1, ROWS // sites[0].shape[1])
+        for states in held:
+            step = max(1, ROWS // len(states.final))
             for start in range(0, len(weight), VOCAB_TILE):
-                tile = weight[start : start + VOCAB_TILE].T
-                two.flatten(0, 1) @ tile
-                part = tile.bfloat16() if fast else tile
-                for site in sites:
+                tile = weight[start : start + VOCAB_TILE]
+                product(states.embedding, tile)
+                product(states.final, tile)
+                for site in (states.attn_in, states.ffn_in, states.attn_out, states.ffn_out):
                     for first in range(0, len(site), step):
-                        site[first : first + step].flatten(0, 1) @ part
+                        product(site[first : first + step].flatten(0, 1), tile)
 
     return run
 

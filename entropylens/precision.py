@@ -34,7 +34,7 @@ BOUND = 0.01
 #: Largest error of an FFN's entropy change, as a share of it.
 SHARE = 0.02
 #: Positions tried: this share of the run's, between these numbers.
-SAMPLE, LEAST, MOST = 1 / 8, 64, 256
+SAMPLE, LEAST, MOST = 1 / 16, 32, 256
 #: Responses that they come from.
 RESPONSES = 8
 #: Standard errors added to what the sample shows.
