@@ -105,8 +105,13 @@ def sampling_of(
 
 
 @contextlib.contextmanager
-def reported(debug: bool) -> Iterator[None]:
-    """Errors in one line with exit code 2; a traceback only with --debug."""
+def reported(debug: bool, *, resumes: bool = True) -> Iterator[None]:
+    """Errors in one line with exit code 2; a traceback only with --debug.
+
+    Args:
+        debug: show tracebacks.
+        resumes: whether the same command goes on where it was interrupted.
+    """
     from entropylens.errors import EntropyLensError
 
     try:
@@ -117,7 +122,8 @@ def reported(debug: bool) -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted: the same command with -o as named above resumes", err=True)
+        more = ": the same command with -o as named above resumes" if resumes else ""
+        typer.echo(f"interrupted{more}", err=True)
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort):
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +33,9 @@ from entropylens.cli_common import (
     sampling_of,
 )
 
+if TYPE_CHECKING:
+    from entropylens.decision import Decision
+
 __all__ = ["recommend"]
 
 
@@ -48,8 +51,8 @@ def recommend(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="A directory that `analyze` wrote, or a model, whose FFNs are then read and "
-            "nothing else; without it, the bundled model."
+            help="A directory that `analyze` or `recommend -o` wrote, or a model, whose FFNs are "
+            "then read and nothing else; without it, the bundled model."
         ),
     ] = None,
     rule: Annotated[Rule, typer.Option(help="stages, or the paper's literal rule.")] = Rule.stages,
@@ -95,10 +98,14 @@ def recommend(
     Of a model only the FFNs are read, at some positions of its responses. With --until-sure, no
     more prompts than it takes; "undecided" is an answer, too.
     """
-    with reported(debug):
+    with reported(debug, resumes=False):
         if target is not None and _is_analysis(Path(target)):
             _refuse_options_of_models(context, target)
             _print_analysis(Path(target), rule, reading, as_json)
+            return
+        if target is not None and _is_decision(Path(target)):
+            _refuse_options_of_models(context, target)
+            _print_decision(Path(target), as_json)
             return
         from entropylens.quick import recommend_layer
 
@@ -126,16 +133,31 @@ def recommend(
             seed=seed,
             force=force,
         )
-        if as_json:
-            typer.echo(json.dumps(decision.to_dict(), indent=2))
-        else:
-            _print(decision.readings.values(), decision.sentence)
-            if output is not None:
-                typer.echo(f"\nWritten to {output}")
+        _tell(decision, as_json)
+        if output is not None and not as_json:
+            typer.echo(f"\nWritten to {output}")
 
 
 def _is_analysis(path: Path) -> bool:
     return (path / "analysis.json").is_file() or (path / "run.json").is_file()
+
+
+def _is_decision(path: Path) -> bool:
+    """Whether `recommend -o` wrote it; a training run's file of that name stands beside config."""
+    return (path / "recommendation.json").is_file() and not (path / "config.yaml").is_file()
+
+
+def _print_decision(path: Path, as_json: bool) -> None:
+    from entropylens.decision import Decision
+
+    _tell(Decision.load(path), as_json)
+
+
+def _tell(decision: Decision, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(decision.to_dict(), indent=2))
+    else:
+        _print(decision.readings.values(), decision.sentence)
 
 
 def _refuse_options_of_models(context: typer.Context, target: str) -> None:

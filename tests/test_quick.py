@@ -394,6 +394,8 @@ def test_the_command_line(entropylens, model_directory, file, tmp_path):
     assert found["looks"][0]["prompts"] == 24
     assert "24 prompts: " in done.stderr
     assert Decision.load(tmp_path / "out").to_dict() == found
+    again = entropylens("recommend", tmp_path / "out", "--json")
+    assert json.loads(again.stdout) == found
     few = tmp_path / "few.jsonl"
     few.write_text(file.read_text().splitlines()[0])
     undecided = entropylens("recommend", model_directory, "--responses", few, "--until-sure", ".95")
