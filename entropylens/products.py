@@ -1,7 +1,7 @@
 """The matrix product of states and a slice of E_u, by the faster of torch's two ways.
 
-On AMD processors MKL takes a slow path for float32: oneDNN's product, as exact (both round in
-float32), is about twice as fast there (benchmarks/RESULTS.md).
+On AMD processors with AVX-512, MKL makes float32 products with AVX2: oneDNN's, which round in
+float32 as well, are about twice as fast there (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def _prefers_onednn() -> bool:
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # what torch.compile uses
         return False
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        processor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
+    return "AuthenticAMD" in processor and "avx512f" in processor
