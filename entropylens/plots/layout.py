@@ -55,6 +55,9 @@ def page_width(columns: int | None) -> float | None:
 class _Shown(Figure):
     """A figure that shows itself in a notebook, with or without `%matplotlib inline`."""
 
+    def __repr__(self) -> str:
+        return super().__repr__().replace(type(self).__name__, "Figure", 1)
+
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png")
