@@ -14,15 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from entropylens.policy import (
-    SHIFT_FLOOR,
-    Accumulator,
     Body,
     PolicyHead,
     Unembedding,
     compute_dtype,
 )
 from entropylens.products import product
-from entropylens.readings import ROWS, PolicyReadings, Sites, StreamWalk, TopTokens
+from entropylens.readings import ROWS, PolicyReadings, PolicyWalk, Sites, TopTokens
 
 __all__ = ["FastSites", "read_policies_fast", "why_not_fast"]
 
@@ -72,43 +70,20 @@ def read_policies_fast(
         fast: which sites are fast.
         final, unembedding, head, tokens, body, on_tile, top: as there.
     """
-    dtype, transform = compute_dtype(sites.start), unembedding.transform
-    walk = StreamWalk(len(sites.stream), head, tokens, body, dtype)
-    if top is not None and top.start(sites, unembedding, tokens, dtype):
-        walk.top = top
-    layers, positions = walk.layers, len(final)
-    groups = [*sites.plain, *sites.added]
-    modules = Accumulator(len(groups) * layers, positions, final.device)
-    start, final = sites.start.to(dtype), final.to(dtype)
-    normalizer = head.log_normalizer.to(dtype).unsqueeze(-1)
-    alone = [_Group(states, flags) for states, flags in zip(groups, fast.alone, strict=True)]
+    walk = PolicyWalk(sites, final, unembedding, head, tokens, body, top)
+    alone = [_Group(states, flags) for states, flags in zip(walk.alone, fast.alone, strict=True)]
     stream = _Group(sites.stream, fast.stream)
-
-    for tile in unembedding.tiles(dtype):
+    for tile in unembedding.tiles(walk.dtype):
+        walk.enter(tile)
         weights = (tile.weight, tile.weight.bfloat16())
-        own = product(final, tile.weight)
-        log_probs = transform(own if tile.bias is None else own + tile.bias) - normalizer
-        walk.enter(tile, log_probs.clamp_min_(SHIFT_FLOOR).exp_(), transform)
-        walk.read(0, product(start, tile.weight))
         for place, group in enumerate(alone):
-            for chosen, linear in group.products(weights):
-                part = body(linear, tile.bias, transform, None)
-                for offset, layer in enumerate(chosen):
-                    rows = slice(offset * positions, (offset + 1) * positions)
-                    modules.put(place * layers + layer, part.rows(rows))
-        for chosen, linear in stream.products(weights):
-            for offset, layer in enumerate(chosen):
-                walk.read(layer + 1, linear[offset * positions : (offset + 1) * positions])
-        modules.merge()
+            for layer, linear in group.products(weights):
+                walk.read_alone(place, layer, linear)
+        for layer, linear in stream.products(weights):
+            walk.read_stream(layer + 1, linear)
         walk.leave()
         on_tile()
-
-    entropies = modules.entropy().unflatten(0, (len(groups), layers))
-    return PolicyReadings(
-        plain=tuple(entropies[: len(sites.plain)]),
-        added=tuple(entropies[len(sites.plain) :]),
-        **walk.found(unembedding),
-    )
+    return walk.readings()
 
 
 class _Group:
@@ -122,11 +97,12 @@ class _Group:
             dtype = torch.bfloat16 if half else compute_dtype(states)
             self.parts.append((chosen, states[chosen].to(dtype)))
 
-    def products(self, weights: tuple[Tensor, Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-        """Layers, and their logits [layers * positions, tile], some at a time."""
+    def products(self, weights: tuple[Tensor, Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Each layer, from 0, with its logits [positions, tile]."""
         step = max(1, ROWS // self.positions)
         for (chosen, states), weight in zip(self.parts, weights, strict=True):
             for first in range(0, len(chosen), step):
                 chunk = slice(first, first + step)
                 linear = product(states[chunk].flatten(0, 1), weight)
-                yield chosen[chunk], linear.double() if self.double else linear
+                linear = linear.double() if self.double else linear
+                yield from zip(chosen[chunk], linear.split(self.positions), strict=True)

@@ -106,11 +106,6 @@ class TileStatistics(NamedTuple):
     weighted: Float[Tensor, " positions"]
     dot: Float[Tensor, " positions"] | None
 
-    def rows(self, chosen: slice) -> TileStatistics:
-        """The same of some positions."""
-        dot = None if self.dot is None else self.dot[chosen]
-        return TileStatistics(self.maximum[chosen], self.total[chosen], self.weighted[chosen], dot)
-
 
 @runtime_checkable
 class Body(Protocol):

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ROWS",
     "PolicyReadings",
+    "PolicyWalk",
     "Sites",
-    "StreamWalk",
     "TopTokens",
     "blank_absent",
     "geometry",
@@ -252,47 +252,27 @@ def read_policies(
             return fused_reading.read_policies(
                 sites, final, unembedding, head, tokens, on_tile, top
             )
-    dtype, transform = compute_dtype(sites.start), unembedding.transform
-    walk = StreamWalk(len(sites.added[0]), head, tokens, body, dtype)
-    layers, positions, device = walk.layers, len(final), final.device
-    if top is not None and top.start(sites, unembedding, tokens, dtype):
-        walk.top = top
-    alone = (*sites.plain, *sites.added)
-    modules = Accumulator(len(alone) * layers, positions, device)
-    start, final = sites.start.to(dtype), final.to(dtype)
-    normalizer = head.log_normalizer.to(dtype).unsqueeze(-1)
-    step = max(1, ROWS // positions)
-
-    for tile in unembedding.tiles(dtype):
-        own = product(final, tile.weight)
-        log_probs = transform(own if tile.bias is None else own + tile.bias) - normalizer
-        walk.enter(tile, log_probs.clamp_min_(SHIFT_FLOOR).exp_(), transform)
-        running = product(start, tile.weight)
-        walk.read(0, running)
-        for first in range(0, layers, step):
+    walk = PolicyWalk(sites, final, unembedding, head, tokens, body, top)
+    step = max(1, ROWS // walk.positions)
+    for tile in unembedding.tiles(walk.dtype):
+        running = walk.enter(tile)
+        for first in range(0, walk.layers, step):
             chunk = slice(first, first + step)
             total = None
-            for place, states in enumerate(alone):
-                linear = product(states[chunk].flatten(0, 1).to(dtype), tile.weight)
-                modules.put(place * layers + first, body(linear, tile.bias, transform, None))
+            for place, states in enumerate(walk.alone):
+                linear = product(states[chunk].flatten(0, 1).to(walk.dtype), tile.weight)
+                walk.read_alone(place, first, linear)
                 if sites.sums and place >= len(sites.plain):
                     total = linear if total is None else total.add_(linear)
             if not sites.sums:
-                total = product(sites.stream[chunk].flatten(0, 1).to(dtype), tile.weight)
+                total = product(sites.stream[chunk].flatten(0, 1).to(walk.dtype), tile.weight)
             assert total is not None  # there is always something added
-            for offset, of_layer in enumerate(total.unflatten(0, (-1, positions))):
+            for offset, of_layer in enumerate(total.unflatten(0, (-1, walk.positions))):
                 running = running.add_(of_layer) if sites.sums else of_layer
-                walk.read(first + offset + 1, running)
-        modules.merge()
+                walk.read_stream(first + offset + 1, running)
         walk.leave()
         on_tile()
-
-    entropies = modules.entropy().unflatten(0, (len(alone), layers))
-    return PolicyReadings(
-        plain=tuple(entropies[: len(sites.plain)]),
-        added=tuple(entropies[len(sites.plain) :]),
-        **walk.found(unembedding),
-    )
+    return walk.readings()
 
 
 class TopTokens:
@@ -358,59 +338,92 @@ class TopTokens:
         self.probs = (self.probs - log_normalizer[:, self.kept].unsqueeze(-1)).exp()
 
 
-class StreamWalk:
-    """Policies of H^0..H^L, against pi_theta and the produced tokens, tile by tile."""
+class PolicyWalk:
+    """What is read of all sites, tile by tile: `enter`, read each site, `leave`; then `readings`.
+
+    Args:
+        sites, final, unembedding, head, tokens, body, top: as for `read_policies`.
+
+    Attributes:
+        alone: the plain sites, then the added ones.
+    """
 
     def __init__(
         self,
-        layers: int,
+        sites: Sites,
+        final: Float[Tensor, "positions d_model"],
+        unembedding: Unembedding,
         head: PolicyHead,
-        tokens: Tensor,
+        tokens: Int[Tensor, " positions"],
         body: Body,
-        dtype: torch.dtype,
+        top: TopTokens | None,
     ) -> None:
-        shape, device = (layers + 1, len(tokens)), tokens.device
-        self.layers, self.head, self.tokens, self.body = layers, head, tokens, body
-        self.top: TopTokens | None = None
-        self.statistics = Accumulator(*shape, device)
-        self.dot = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.chosen = torch.zeros(shape, dtype=dtype, device=device)
-        self.at_top = torch.zeros_like(self.chosen)
+        self.dtype, self.transform = compute_dtype(sites.start), unembedding.transform
+        self.sites, self.unembedding, self.head = sites, unembedding, head
+        self.tokens, self.body = tokens, body
+        self.alone = (*sites.plain, *sites.added)
+        self.layers, self.positions, device = len(sites.stream), len(final), final.device
+        self._start, self._final = sites.start.to(self.dtype), final.to(self.dtype)
+        self._normalizer = head.log_normalizer.to(self.dtype).unsqueeze(-1)
+        wanted = top is not None and top.start(sites, unembedding, tokens, self.dtype)
+        self._top = top if wanted else None
+        shape = (self.layers + 1, self.positions)
+        self._modules = Accumulator(len(self.alone) * self.layers, self.positions, device)
+        self._stream = Accumulator(*shape, device)
+        self._dot = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._chosen = torch.zeros(shape, dtype=self.dtype, device=device)
+        self._at_top = torch.zeros_like(self._chosen)
 
-    def enter(self, tile: Tile, probs: Tensor, transform: OutputTransform) -> None:
-        """Begin a tile: its part of E_u and pi_theta's probabilities."""
-        self.tile, self.probs, self.transform = tile, probs, transform
+    def enter(self, tile: Tile) -> Float[Tensor, "positions tile"]:
+        """Begin a tile: read pi_theta and H^0, and return H^0's logits."""
+        own = product(self._final, tile.weight)
+        own = self.transform(own if tile.bias is None else own + tile.bias)
+        log_probs = own - self._normalizer
+        self._tile, self._probs = tile, log_probs.clamp_min_(SHIFT_FLOOR).exp_()
+        start = product(self._start, tile.weight)
+        self.read_stream(0, start)
+        return start
 
-    def read(self, layer: int, linear: Tensor) -> None:
-        """Take in a layer's logits of the tile; 0 is H^0."""
-        tile = self.tile
-        self.chosen[layer] = pick(linear, self.tokens, tile, self.chosen[layer])
-        self.at_top[layer] = pick(linear, self.head.top, tile, self.at_top[layer])
-        part = self.body(linear, tile.bias, self.transform, self.probs)
+    def read_alone(self, place: int, first: int, linear: Float[Tensor, "rows tile"]) -> None:
+        """Take in the logits of one site of `alone` at the layers from place `first` on."""
+        part = self.body(linear, self._tile.bias, self.transform, None)
+        self._modules.put(place * self.layers + first, part)
+
+    def read_stream(self, layer: int, linear: Float[Tensor, "positions tile"]) -> None:
+        """Take in the logits of H^layer."""
+        tile = self._tile
+        self._chosen[layer] = pick(linear, self.tokens, tile, self._chosen[layer])
+        self._at_top[layer] = pick(linear, self.head.top, tile, self._at_top[layer])
+        part = self.body(linear, tile.bias, self.transform, self._probs)
         assert part.dot is not None  # probs were given
-        self.dot[layer] += part.dot
-        if self.top is not None and layer > 0:
-            self.top.take(layer - 1, linear, tile, self.transform)
-        self.statistics.put(layer, part)
+        self._dot[layer] += part.dot
+        if self._top is not None and layer > 0:
+            self._top.take(layer - 1, linear, tile, self.transform)
+        self._stream.put(layer, part)
 
     def leave(self) -> None:
         """End the tile."""
-        self.statistics.merge()
+        self._modules.merge()
+        self._stream.merge()
 
-    def found(self, unembedding: Unembedding) -> dict[str, Tensor]:
-        """What PolicyReadings holds of the stream."""
-        chosen, at_top, transform = self.chosen, self.at_top, unembedding.transform
-        if unembedding.bias is not None:
-            chosen += unembedding.bias[self.tokens].to(chosen.dtype)
-            at_top += unembedding.bias[self.head.top].to(chosen.dtype)
-        if self.top is not None:
-            self.top.finish(self.statistics.log_normalizer()[1:])
-        log_normalizer, maximum = self.statistics.log_normalizer(), self.statistics.maximum
+    def readings(self) -> PolicyReadings:
+        """What was read, after the last tile."""
+        chosen, at_top, bias = self._chosen, self._at_top, self.unembedding.bias
+        if bias is not None:
+            chosen += bias[self.tokens].to(chosen.dtype)
+            at_top += bias[self.head.top].to(chosen.dtype)
+        log_normalizer, maximum = self._stream.log_normalizer(), self._stream.maximum
+        if self._top is not None:
+            self._top.finish(log_normalizer[1:])
         # Equal within float error counts as the top: a body may round its transform differently.
         slack = 1e-6 * maximum.abs()
-        return {
-            "stream": self.statistics.entropy(),
-            "nll": log_normalizer - transform(chosen),
-            "agree": (transform(at_top) >= maximum - slack).double(),
-            "kl": (log_normalizer - self.dot - self.head.entropy).clamp_min(0.0),
-        }
+        entropies = self._modules.entropy().unflatten(0, (len(self.alone), self.layers))
+        plain = len(self.sites.plain)
+        return PolicyReadings(
+            plain=tuple(entropies[:plain]),
+            added=tuple(entropies[plain:]),
+            stream=self._stream.entropy(),
+            nll=log_normalizer - self.transform(chosen),
+            agree=(self.transform(at_top) >= maximum - slack).double(),
+            kl=(log_normalizer - self._dot - self.head.entropy).clamp_min(0.0),
+        )
