@@ -9,13 +9,13 @@ from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entropylens.dataset_files import BUNDLED, task_names
+from entropylens.dataset_files import BUNDLED
 from entropylens.engines.hf import HFEngine
 from entropylens.errors import SettingError
 from entropylens.generation import generate
 from entropylens.measure import BATCH_TOKENS, measure
 from entropylens.output import write_outputs
-from entropylens.prompts import Prompt, load_prompts
+from entropylens.prompts import Prompt, load_datasets, refuse_both
 from entropylens.quantities import READINGS
 from entropylens.responses import Response, Responses, parse_responses, read_responses
 from entropylens.results import Analysis
@@ -104,12 +104,7 @@ def analyze(
         EntropyLensError: its subclasses tell what is wrong and what to do.
     """
     _check_settings(reading, kernel, precision, batch_tokens, seed)
-    answering = (num_prompts, sampling, template, thinking)
-    if responses is not None and (datasets or any(value is not None for value in answering)):
-        raise SettingError(
-            "responses are given, and settings for answering a dataset",
-            "pass --responses or --dataset with its settings, not both",
-        )
+    refuse_both(responses, datasets, num_prompts, sampling, template, thinking)
     if remote and responses is None:
         raise SettingError("remote= reads responses, it makes none", "pass responses")
     if remote and kernel in ("compiled", "triton"):
@@ -148,11 +143,10 @@ def analyze(
             settings["tokens"] = [keeper.names, keeper.top, *astuple(keeper.extent)]
         if responses is None:
             datasets = datasets or (BUNDLED,)
-            for dataset, task in zip(datasets, task_names(datasets), strict=True):
-                prompts += load_prompts(
-                    dataset, subject.tokenizer, subject.limits, task=task, num_prompts=num_prompts,
-                    template=template, thinking=thinking,
-                )  # fmt: skip
+            prompts = load_datasets(
+                datasets, subject.tokenizer, subject.limits, num_prompts=num_prompts,
+                template=template, thinking=thinking,
+            )  # fmt: skip
             settings |= {
                 "sampling": asdict(sampling),
                 "prompts": [(prompt.task, prompt.key) for prompt in prompts],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from entropylens.results import Analysis
     from entropylens.stages import Stages
 
-__all__ = ["analysis_html", "doubt_table", "recommendation_html", "spark_line", "stage_bar"]
+__all__ = [
+    "HtmlView",
+    "analysis_html",
+    "doubt_table",
+    "recommendation_html",
+    "spark_line",
+    "stage_bar",
+]
 
 _WIDTH, _HEIGHT = 260, 28
 #: Colour of each stage, and of what is written on it.
@@ -38,6 +46,23 @@ _LINES = {
     "cos_ffn": "cos FFN",
 }
 _STYLE = "font-size:13px;line-height:1.4;border-spacing:.8em 0;font-variant-numeric:tabular-nums"
+
+
+@dataclass(frozen=True, repr=False)
+class HtmlView:
+    """HTML that a notebook shows.
+
+    Args:
+        html: the text.
+    """
+
+    html: str
+
+    def __repr__(self) -> str:
+        return f"<HtmlView of {len(self.html)} characters>"
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
 def analysis_html(analysis: Analysis) -> str:

@@ -70,6 +70,9 @@ class Station:
         body: Body = EAGER  # what a server runs
         if subject.remote is None:
             body = select_body(kernel, subject.anatomy.device, num_logits)
+            if body.name == "triton" and subject.dtype == "float64":
+                logger.warning("the Triton kernel takes no float64: the eager body runs instead")
+                body = EAGER
         self._model, self._batch_tokens = subject.model, batch_tokens
         fast = None
         if precision == "fast":

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from entropylens.dataset_files import task_names
 from entropylens.errors import DatasetError, SettingError
 from entropylens.problems import Messages, Problems, load_problems
 from entropylens.responses import Limits, digest, encode_prompt, problem_key
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Prompt", "encode_problems", "load_prompts", "used_template"]
+__all__ = [
+    "Prompt",
+    "encode_problems",
+    "load_datasets",
+    "load_prompts",
+    "refuse_both",
+    "used_template",
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,44 @@ def load_prompts(
     return encode_problems(
         problems, tokenizer, limits, task=task, template=template, thinking=thinking
     )
+
+
+def load_datasets(
+    datasets: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    limits: Limits,
+    *,
+    num_prompts: int | None = None,
+    template: str | None = None,
+    thinking: bool | None = None,
+) -> tuple[Prompt, ...]:
+    """The first problems of each dataset, named apart; arguments and errors as `load_prompts`."""
+    return tuple(
+        prompt
+        for dataset, task in zip(datasets, task_names(datasets), strict=True)
+        for prompt in load_prompts(
+            dataset, tokenizer, limits, task=task, num_prompts=num_prompts, template=template,
+            thinking=thinking,
+        )
+    )  # fmt: skip
+
+
+def refuse_both(responses: object, datasets: Sequence[str], *answering: object) -> None:
+    """Responses are given, or made from datasets.
+
+    Args:
+        responses: those given, or None.
+        datasets: to be answered.
+        answering: settings for it; None where one was not given.
+
+    Raises:
+        SettingError: both.
+    """
+    if responses is not None and (datasets or any(it is not None for it in answering)):
+        raise SettingError(
+            "responses are given, and settings for answering a dataset",
+            "pass --responses or --dataset with its settings, not both",
+        )
 
 
 def encode_problems(

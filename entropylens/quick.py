@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from entropylens.dataset_files import BUNDLED, task_names
+from entropylens.dataset_files import BUNDLED
 from entropylens.decision import FILE_NAME, Decision, profile_of
 from entropylens.engines.hf import HFEngine
 from entropylens.errors import OutputDirectoryError, SettingError
@@ -21,7 +21,7 @@ from entropylens.generation import generate
 from entropylens.kernels.compiled import select_body
 from entropylens.looks import Look, check_until_sure, look_at, looks_frame, planned_looks
 from entropylens.measure import BATCH_TOKENS
-from entropylens.prompts import Prompt, load_prompts
+from entropylens.prompts import Prompt, load_datasets, refuse_both
 from entropylens.quantities import READINGS
 from entropylens.recommend import Recommendation, recommend
 from entropylens.responses import Response, parse_responses, read_responses
@@ -98,13 +98,7 @@ def recommend_layer(
     )
     if rule != "stages" and until_sure is not None:
         raise SettingError("until_sure is about the rule of the stages", "leave one of them out")
-    if responses is not None and (
-        datasets or any(it is not None for it in (num_prompts, sampling, template, thinking))
-    ):
-        raise SettingError(
-            "responses are given, and settings for answering a dataset",
-            "pass --responses or --dataset with its settings, not both",
-        )
+    refuse_both(responses, datasets, num_prompts, sampling, template, thinking)
     if output is not None and (Path(output) / FILE_NAME).exists() and not force:
         raise OutputDirectoryError(
             f"{str(output)!r} holds a {FILE_NAME} already", "choose another -o, or pass --force"
@@ -117,12 +111,10 @@ def recommend_layer(
     if responses is None:
         sampling = sampling or Sampling(seed=seed)
         datasets = tuple(datasets) or (BUNDLED,)
-        prompts: list[Prompt] = []
-        for dataset, task in zip(datasets, task_names(datasets), strict=True):
-            prompts += load_prompts(
-                dataset, subject.tokenizer, subject.limits, task=task, num_prompts=num_prompts,
-                template=template, thinking=thinking,
-            )  # fmt: skip
+        prompts = load_datasets(
+            datasets, subject.tokenizer, subject.limits, num_prompts=num_prompts,
+            template=template, thinking=thinking,
+        )  # fmt: skip
         source = _to_answer(subject, prompts, sampling, seed, progress)
         settings |= {"datasets": list(datasets), "num_prompts": num_prompts, "template": template}
         settings |= {"thinking": thinking, **asdict(sampling)}

@@ -19,31 +19,16 @@ from entropylens.profile import Profile, floor_of
 from entropylens.quantities import DELTAS, READINGS, prefix_of, quantities_of
 from entropylens.recommend import Recommendation, recommend
 from entropylens.resampling import RESAMPLES, prompt_sums
+from entropylens.response_table import gap_of, numbered_on, per_response
 from entropylens.stages import Stages
 
 if TYPE_CHECKING:
+    from entropylens.html_view import HtmlView
     from entropylens.plots import Plots
 
 __all__ = ["SCHEMA_VERSION", "Analysis"]
 
 SCHEMA_VERSION = 1
-
-
-@dataclass(frozen=True, repr=False)
-class HtmlView:
-    """HTML that a notebook shows.
-
-    Args:
-        html: the text.
-    """
-
-    html: str
-
-    def __repr__(self) -> str:
-        return f"<HtmlView of {len(self.html)} characters>"
-
-    def _repr_html_(self) -> str:
-        return self.html
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,7 +42,7 @@ class Analysis:
         vocab_size: V.
         dtype: of the model's states.
         reading: raw | normed | both.
-        kernel: which body reduced the logits (compiled, eager).
+        kernel: which body reduced the logits (triton, compiled, eager).
         mixers: one a layer: attention | linear_attention | ssm | none.
         responses: one row a response and layer: `response_id, prompt_id, problem_key,
             response_key, task, layer, num_tokens, truncated, policy_entropy, policy_nll` and the
@@ -120,7 +105,7 @@ class Analysis:
 
     @cached_property
     def _per_response(self) -> pd.DataFrame:
-        return _per_response(self.responses)
+        return per_response(self.responses)
 
     def _token_mean(self, column: str) -> float:
         frame = self._per_response
@@ -266,6 +251,7 @@ class Analysis:
 
     def token_view(self, response: int = 1, quantity: str | None = None) -> HtmlView:
         """One response token by token, to look at in a notebook; see `token_view.token_view`."""
+        from entropylens.html_view import HtmlView
         from entropylens.token_view import token_view
 
         return HtmlView(token_view(self, response, quantity))
@@ -340,6 +326,7 @@ class Analysis:
                     )
         counts = [analysis.num_responses for analysis in analyses]
         starts = [sum(counts[:place]) for place in range(len(counts))]
+        tables = [analysis.responses for analysis in analyses]
         kernels = dict.fromkeys(analysis.kernel for analysis in analyses)
         kept = [analysis.tokens for analysis in analyses]
         columns = {None if it is None else tuple(it.columns) for it in kept}
@@ -351,7 +338,7 @@ class Analysis:
         return replace(
             first,
             kernel=", ".join(kernels),
-            responses=_numbered_on(analyses, [it.responses for it in analyses], starts),
+            responses=numbered_on(tables, tables, starts),
             skipped=sum(analysis.skipped for analysis in analyses),
             settings={
                 name: value
@@ -360,7 +347,7 @@ class Analysis:
             },
             tokens=None
             if first.tokens is None
-            else _numbered_on(analyses, [it for it in kept if it is not None], starts),
+            else numbered_on([it for it in kept if it is not None], tables, starts),
         )
 
     def save(self, directory: str | Path) -> None:
@@ -401,7 +388,7 @@ class Analysis:
             responses = pd.read_parquet(path / "responses.parquet")
             kept = path / "tokens.parquet"
             tokens = pd.read_parquet(kept) if kept.is_file() else None
-            gap = _gap(responses, fields["reading"], fields["num_layers"])
+            gap = gap_of(responses, fields["reading"], fields["num_layers"])
         except FileNotFoundError as error:
             raise AnalysisFilesError(
                 f"{str(path)!r} holds no finished analysis "
@@ -413,51 +400,13 @@ class Analysis:
                 f"the analysis in {str(path)!r} cannot be read ({error})",
                 "run `entropylens analyze` again with -o and --force",
             ) from error
-        if gap is not None or len(_per_response(responses)) != content["num_responses"]:
+        if gap is not None or len(per_response(responses)) != content["num_responses"]:
             raise AnalysisFilesError(
                 f"responses.parquet in {str(path)!r} is damaged ({gap or 'responses are missing'})",
                 "run `entropylens analyze` again with -o and --force",
             )
         fields["mixers"] = tuple(fields["mixers"])
         return cls(**fields, responses=responses, tokens=tokens)
-
-
-def _per_response(responses: pd.DataFrame) -> pd.DataFrame:
-    return responses.drop_duplicates("response_id")
-
-
-def _gap(responses: pd.DataFrame, reading: str, num_layers: int) -> str | None:
-    """What is not as it was written: a layer that is missing, or a value that is no number."""
-    if sorted(responses["layer"].unique()) != list(range(1, num_layers + 1)) or (
-        len(responses) != num_layers * responses["response_id"].nunique()
-    ):
-        return "rows are missing"
-    for name in ("policy_entropy", "policy_nll", *quantities_of(reading)):
-        finite = np.isfinite(responses[name].to_numpy(float))
-        if finite.all():
-            continue
-        # What a layer has not is NaN in all responses; the stream and the policy are everywhere.
-        by_layer = pd.Series(finite).groupby(responses["layer"].to_numpy()).mean()
-        optional = name.startswith("rms_mid") or any(
-            part in ("attn", "ffn") for part in name.split("_")
-        )
-        wrong = by_layer[by_layer < 1 if not optional else (by_layer > 0) & (by_layer < 1)]
-        if len(wrong) or np.isinf(responses[name].to_numpy(float)).any():
-            layer = f" at layer {wrong.index[0]}" if len(wrong) else ""
-            return f"{name} is no number in some responses{layer}"
-    return None
-
-
-def _numbered_on(
-    analyses: Sequence[Analysis], frames: Sequence[pd.DataFrame], starts: Sequence[int]
-) -> pd.DataFrame:
-    """Frames of the analyses' responses, in which each response has one number throughout."""
-    moved = []
-    for analysis, frame, start in zip(analyses, frames, starts, strict=True):
-        ids = sorted(analysis.responses["response_id"].unique())
-        numbers = {identity: start + place for place, identity in enumerate(ids)}
-        moved.append(frame.assign(response_id=frame["response_id"].map(numbers)))
-    return pd.concat(moved, ignore_index=True)
 
 
 _SAVED_FIELDS = (

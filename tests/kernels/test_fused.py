@@ -385,6 +385,7 @@ def test_float64_is_read_by_the_torch_path(responses):
     plain = entropylens.analyze(model, responses[:1], kernel="eager", progress=False)
     ours = entropylens.analyze(model, responses[:1], kernel="triton", progress=False)
     assert ours.layers.equals(plain.layers)
+    assert ours.kernel == "eager"
 
 
 # Which body runs
