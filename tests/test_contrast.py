@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -263,6 +264,32 @@ def test_compare_writes_a_page_and_tables(entropylens, saved, tmp_path):
     assert {it.name for it in (tmp_path / "out").iterdir()} == names
     told = json.loads((tmp_path / "out" / "contrast.json").read_text())
     assert told["boundaries"][0]["boundary"] == "last exploring layer"
+
+
+def test_the_same_responses_are_had_as_it_says(entropylens, model_directory, tmp_path):
+    """Two models answer; the command that is printed reads the first's answers with the second."""
+    other = tmp_path / "other"
+    tiny_model("llama", seed=7).save_pretrained(other)
+    tiny_tokenizer().save_pretrained(other)
+    (tmp_path / "problems.jsonl").write_text(
+        "".join(json.dumps({"problem": f"{it}+{it}", "answer": "2"}) + "\n" for it in range(4))
+    )
+    for model, name in ((model_directory, "a"), (other, "b")):
+        done = entropylens(
+            "analyze", model, "--dataset", tmp_path / "problems.jsonl", "--template", "plain",
+            "--max-new-tokens", "6", "-o", tmp_path / name,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    done = entropylens("compare", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "own")
+    assert "on own responses to the same problems" in " ".join(done.stdout.split())
+    (command,) = re.findall(r"On the same responses: entropylens (.*); then", done.stdout)
+    done = entropylens(*shlex.split(command))
+    assert done.returncode == 0, done.stderr
+    names = [tmp_path / it for it in ("a", "b", "b-same-responses")]
+    done = entropylens("compare", *names, "-o", tmp_path / "all", "--json")
+    assert done.returncode == 0, done.stderr
+    texts = [it["text"] for it in json.loads(done.stdout)]
+    assert texts == ["own responses to the same problems", "the same responses"]
 
 
 def test_compare_of_three_as_json(entropylens, saved, tmp_path):
