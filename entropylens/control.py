@@ -31,6 +31,9 @@ SPREADS = np.geomspace(1e-2, 1e4, 72)
 class NormControl:
     """Expected entropy of a random direction as a function of its norm.
 
+    The curve goes through fixed spreads, of which only those around the norms asked for are
+    computed: what was asked before never changes a value.
+
     Args:
         unembedding: E_u with bias and output transform.
         body: which implementation reduces a tile.
@@ -38,28 +41,19 @@ class NormControl:
     """
 
     def __init__(self, unembedding: Unembedding, body: Body, seed: int = 0) -> None:
-        dtype = compute_dtype(unembedding.weight)
-        device = unembedding.weight.device
+        self._dtype = compute_dtype(unembedding.weight)
         generator = torch.Generator().manual_seed(seed)
         directions = torch.randn(
             DIRECTIONS, unembedding.d_model, generator=generator, dtype=torch.float64
         )
-        directions = (directions / directions.norm(dim=-1, keepdim=True)).to(device, dtype)
-        norm = torch.linalg.vector_norm(unembedding.weight, dtype=dtype)
+        directions = directions / directions.norm(dim=-1, keepdim=True)
+        self._directions = directions.to(unembedding.weight.device, self._dtype)
+        norm = torch.linalg.vector_norm(unembedding.weight, dtype=self._dtype)
         spread = float(norm) / math.sqrt(unembedding.weight.numel())
-        norms = SPREADS / max(spread, torch.finfo(torch.float32).tiny)
-        statistics = Accumulator(len(norms), DIRECTIONS, device)
-        for tile in unembedding.tiles(dtype):
-            linear = product(directions, tile.weight)
-            for site, norm in enumerate(norms):
-                part = body(linear * float(norm), tile.bias, unembedding.transform, None)
-                statistics.put(site, part)
-            statistics.merge()
+        self._unembedding, self._body = unembedding, body
         self._root_width = math.sqrt(unembedding.d_model)
-        self._log_range = (math.log(norms[0]), math.log(norms[-1]))
-        self._curve = PchipInterpolator(
-            np.log(norms), statistics.entropy().mean(-1).cpu().numpy(), extrapolate=False
-        )
+        self._norms = SPREADS / max(spread, torch.finfo(torch.float32).tiny)
+        self._entropies = np.full(len(SPREADS), np.nan)
 
     def entropy(self, rms: Float[Tensor, "layers positions"]) -> NDArray[Any]:
         """Expected entropy (nats) of random vectors with these RMS values.
@@ -67,9 +61,39 @@ class NormControl:
         Args:
             rms: root mean squares over d_model; the norm is sqrt(d_model) times it.
         """
-        norms = rms.double().cpu().numpy() * self._root_width
+        nodes = np.log(self._norms)
         with np.errstate(divide="ignore"):
-            return self._curve(np.clip(np.log(norms), *self._log_range))
+            wanted = np.log(rms.double().cpu().numpy() * self._root_width)
+        wanted = np.clip(wanted, nodes[0], nodes[-1])
+        met = wanted[~np.isnan(wanted)]
+        if not met.size:
+            return wanted
+        # A value between two nodes also depends on the slopes there, so on one node more.
+        first = max(int(np.searchsorted(nodes, met.min(), "right")) - 2, 0)
+        last = min(int(np.searchsorted(nodes, met.max(), "left")) + 2, len(nodes))
+        self._compute(first, last)
+        known = np.flatnonzero(~np.isnan(self._entropies))
+        curve = PchipInterpolator(nodes[known], self._entropies[known], extrapolate=False)
+        return curve(wanted)
+
+    def _compute(self, first: int, last: int) -> None:
+        """The nodes from first up to last, and those between them and the known ones."""
+        known = np.flatnonzero(~np.isnan(self._entropies))
+        if known.size:
+            first, last = min(first, known[0]), max(last, known[-1] + 1)
+        missing = [it for it in range(first, last) if np.isnan(self._entropies[it])]
+        if not missing:
+            return
+        statistics = Accumulator(len(missing), DIRECTIONS, self._directions.device)
+        for tile in self._unembedding.tiles(self._dtype):
+            linear = product(self._directions, tile.weight)
+            for site, node in enumerate(missing):
+                part = self._body(
+                    linear * float(self._norms[node]), tile.bias, self._unembedding.transform, None
+                )
+                statistics.put(site, part)
+            statistics.merge()
+        self._entropies[missing] = statistics.entropy().mean(-1).cpu().numpy()
 
     def deltas(
         self, quantities: dict[str, Float[Tensor, "layers positions"]]

@@ -43,3 +43,12 @@ def test_deltas_are_differences_of_the_curve(unembedding):
     assert deltas["control_delta_attn"][0, 1] == 0
     assert deltas["control_delta_ffn"][0, 0] == 0
     assert torch.isfinite(deltas["control_delta_ffn"]).all()
+
+
+def test_what_was_asked_before_changes_nothing(unembedding):
+    asked = torch.tensor([[0.5, 0.7, 2.0]], dtype=torch.float64)
+    fresh = NormControl(unembedding, EAGER).entropy(asked)
+    used = NormControl(unembedding, EAGER)
+    for rms in (1e-7, 0.6, 1e9, 30.0):
+        used.entropy(torch.full((1, 1), rms, dtype=torch.float64))
+    np.testing.assert_array_equal(used.entropy(asked), fresh)
