@@ -52,8 +52,13 @@ class NormControl:
         spread = float(norm) / math.sqrt(unembedding.weight.numel())
         self._unembedding, self._body = unembedding, body
         self._root_width = math.sqrt(unembedding.d_model)
-        self._norms = SPREADS / max(spread, torch.finfo(torch.float32).tiny)
-        self._entropies = np.full(len(SPREADS), np.nan)
+        norms = SPREADS / max(spread, torch.finfo(torch.float32).tiny)
+        self._nodes, self._entropies = np.log(norms), np.full(len(norms), np.nan)
+
+    def whole(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Log norms and entropies of all nodes, for who joins them elsewhere."""
+        self._compute(0, len(self._nodes))
+        return self._nodes, self._entropies
 
     def entropy(self, rms: Float[Tensor, "layers positions"]) -> NDArray[Any]:
         """Expected entropy (nats) of random vectors with these RMS values.
@@ -61,7 +66,7 @@ class NormControl:
         Args:
             rms: root mean squares over d_model; the norm is sqrt(d_model) times it.
         """
-        nodes = np.log(self._norms)
+        nodes = self._nodes
         with np.errstate(divide="ignore"):
             wanted = np.log(rms.double().cpu().numpy() * self._root_width)
         wanted = np.clip(wanted, nodes[0], nodes[-1])
@@ -74,7 +79,7 @@ class NormControl:
         self._compute(first, last)
         known = np.flatnonzero(~np.isnan(self._entropies))
         curve = PchipInterpolator(nodes[known], self._entropies[known], extrapolate=False)
-        return curve(wanted)
+        return np.asarray(curve(wanted))
 
     def _compute(self, first: int, last: int) -> None:
         """The nodes from first up to last, and those between them and the known ones."""
@@ -89,7 +94,10 @@ class NormControl:
             linear = product(self._directions, tile.weight)
             for site, node in enumerate(missing):
                 part = self._body(
-                    linear * float(self._norms[node]), tile.bias, self._unembedding.transform, None
+                    linear * math.exp(self._nodes[node]),
+                    tile.bias,
+                    self._unembedding.transform,
+                    None,
                 )
                 statistics.put(site, part)
             statistics.merge()

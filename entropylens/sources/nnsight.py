@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from entropylens.anatomy import Anatomy, Branch
@@ -212,8 +211,7 @@ class _Joined(NormControl):
         d_model: int,
     ) -> None:
         self._root_width = math.sqrt(d_model)
-        self._log_range = (float(log_norms[0]), float(log_norms[-1]))
-        self._curve = PchipInterpolator(log_norms.numpy(), entropies.numpy(), extrapolate=False)
+        self._nodes, self._entropies = log_norms.numpy(), entropies.numpy()
 
 
 def _sites(model: Any, inner: nn.Module, anatomy: Anatomy) -> dict[str, Any]:

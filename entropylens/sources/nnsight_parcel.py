@@ -63,10 +63,7 @@ def unpack(sources: Mapping[str, str]) -> Callable[..., Any]:
         """A namespace to run a module's text in."""
 
     class Absent:
-        """Stands for all of a library that is not there, and remembers what it is called with."""
-
-        def __init__(self, *given: Any) -> None:
-            self.given = given
+        """Stands for all of a library that is not there."""
 
         def __getattr__(self, name: str) -> Any:
             return Absent()
@@ -74,8 +71,8 @@ def unpack(sources: Mapping[str, str]) -> Callable[..., Any]:
         def __getitem__(self, name: Any) -> Any:
             return Absent()
 
-        def __call__(self, *given: Any, **_named: Any) -> Any:
-            return Absent(*given)
+        def __call__(self, *_given: Any, **_named: Any) -> Any:
+            return Absent()
 
     made: dict[str, Any] = {}
 

@@ -177,10 +177,9 @@ def _reduced(
     }
 
 
-def _curve(unembedding: Unembedding, seed: int) -> Any:
-    """The points of the control's curve: scipy, which joins them, is not here but its stand-in."""
-    curve: Any = NormControl(unembedding, EAGER, seed)._curve
-    return [torch.as_tensor(points) for points in curve.given]
+def _curve(unembedding: Unembedding, seed: int) -> list[Tensor]:
+    """The control's nodes: scipy, which joins them, is not here but its stand-in."""
+    return [torch.as_tensor(it) for it in NormControl(unembedding, EAGER, seed).whole()]
 
 
 def _norm(sites: Sites) -> Callable[[Tensor], Tensor]:
