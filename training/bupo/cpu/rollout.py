@@ -96,12 +96,10 @@ class _Sampler:
         self, input_ids: Int[Tensor, "batch sequence"], scores: Float[Tensor, "batch vocab"]
     ) -> Float[Tensor, "batch vocab"]:
         draws = self.draws[input_ids.shape[1] - self.prompt_width]
-        tokens = torch.cat(
-            [
-                draw_tokens(row[None], draw[None], temperature)
-                for row, draw, temperature in zip(scores, draws, self.temperatures, strict=True)
-            ]
-        )
+        tokens = torch.empty(len(scores), dtype=torch.long)
+        for temperature in set(self.temperatures):
+            rows = torch.tensor([it == temperature for it in self.temperatures])
+            tokens[rows] = draw_tokens(scores[rows], draws[rows], temperature)
         scale = torch.tensor([it or 1.0 for it in self.temperatures])[:, None]
         likely = torch.log_softmax(scores.float() / scale, dim=-1)
         self.log_probs.append(likely.gather(1, tokens[:, None])[:, 0])
