@@ -1,0 +1,1 @@
+"""A small laboratory: a tiny model, a task it can learn, and BuPO beside its baselines on a CPU."""
