@@ -204,6 +204,8 @@ def main() -> None:
         "\n".join(against_others(options.pairs, options.tokens)),
         f"## How cost grows\n\nRandom models; base: {BASE}, {COUNT} responses of {LENGTH} tokens.",
         "\n".join(growth(options.pairs)),
+        f"## bf16 products (`--precision fast`), {2 * options.tokens} tokens",
+        "\n".join(with_bf16(options.pairs, 2 * options.tokens)),
         "## Memory\n\nOf the 581 tokens of 8 responses, and of 4 times as many.",
         "\n".join(memory()),
     ]
