@@ -94,7 +94,7 @@ def against_others(pairs: int, tokens: int) -> list[str]:
 
 
 def with_bf16(pairs: int, tokens: int) -> list[str]:
-    """Fast products against exact ones, and the pseudo-code, on so many tokens that trying pays."""
+    """Fast products against exact ones, and the pseudo-code."""
     why_not = why_not_fast(torch.device("cpu"))
     if why_not is not None:
         return [f"Not timed: {why_not}."]

@@ -53,7 +53,8 @@ class NormControl:
         self._unembedding, self._body = unembedding, body
         self._root_width = math.sqrt(unembedding.d_model)
         norms = SPREADS / max(spread, torch.finfo(torch.float32).tiny)
-        self._nodes, self._entropies = np.log(norms), np.full(len(norms), np.nan)
+        self._nodes, self._entropies = np.log(norms), np.empty(len(norms))
+        self._known = range(0)
 
     def whole(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Log norms and entropies of all nodes, for who joins them elsewhere."""
@@ -77,16 +78,16 @@ class NormControl:
         first = max(int(np.searchsorted(nodes, met.min(), "right")) - 2, 0)
         last = min(int(np.searchsorted(nodes, met.max(), "left")) + 2, len(nodes))
         self._compute(first, last)
-        known = np.flatnonzero(~np.isnan(self._entropies))
+        known = slice(self._known.start, self._known.stop)
         curve = PchipInterpolator(nodes[known], self._entropies[known], extrapolate=False)
         return np.asarray(curve(wanted))
 
     def _compute(self, first: int, last: int) -> None:
         """The nodes from first up to last, and those between them and the known ones."""
-        known = np.flatnonzero(~np.isnan(self._entropies))
-        if known.size:
-            first, last = min(first, known[0]), max(last, known[-1] + 1)
-        missing = [it for it in range(first, last) if np.isnan(self._entropies[it])]
+        if self._known:
+            first, last = min(first, self._known.start), max(last, self._known.stop)
+        missing = [it for it in range(first, last) if it not in self._known]
+        self._known = range(first, last)
         if not missing:
             return
         statistics = Accumulator(len(missing), DIRECTIONS, self._directions.device)

@@ -212,6 +212,7 @@ class _Joined(NormControl):
     ) -> None:
         self._root_width = math.sqrt(d_model)
         self._nodes, self._entropies = log_norms.numpy(), entropies.numpy()
+        self._known = range(len(log_norms))
 
 
 def _sites(model: Any, inner: nn.Module, anatomy: Anatomy) -> dict[str, Any]:

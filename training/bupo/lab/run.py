@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["Course", "train"]
+
+#: Tells the draws of rollouts from those of demonstrations.
+_ROLLOUTS = 2
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,12 @@ def train(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=course.lr, weight_decay=course.weight_decay
     )
+    left_alone = list(_left_alone(model, arm))
     log = MetricsFile(metrics, step=0)
     steps = range(1, course.steps - arm.skipped + 1)
     for step in tqdm(steps, desc=arm.name, unit="step", disable=not progress):
         first = step <= arm.internal_steps
-        asked = draw_sums("train", course.prompts, seed * 1_000_003 + step)
+        asked = draw_sums("train", course.prompts, _ROLLOUTS, seed, step)
         responses = _sampled(model, tokenizer, asked, course.samples, (seed, step))
         rewards = _rewards(
             tokenizer, responses, [it for it in asked for _ in range(course.samples)]
@@ -106,7 +111,7 @@ def train(
                 entropy_coeff=arm.entropy_coeff if first else 0.0,
             )  # fmt: skip
             loss.backward()
-            for parameter in _left_alone(model, arm) if first else ():
+            for parameter in left_alone if first else ():
                 parameter.grad = None
             norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), course.max_grad_norm)))
             optimizer.step()
@@ -156,9 +161,7 @@ def _dealt_anew(
     rewards: Float[Tensor, "prompts samples"], key: tuple[int, int]
 ) -> Float[Tensor, "prompts samples"]:
     """Each group's rewards in another order."""
-    seed = key[0] * 1_000_003 + key[1]
-    draws = torch.rand(rewards.shape, generator=torch.Generator().manual_seed(seed))
-    return rewards.gather(1, draws.argsort(1))
+    return torch.from_numpy(np.random.default_rng(key).permuted(rewards.numpy(), axis=1))
 
 
 def _left_alone(model: PreTrainedModel, arm: Arm) -> Iterator[nn.Parameter]:

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 #: The record beside a start's weights.
 RECORD = "lesson.json"
+#: Tells the draws of demonstrations from those of rollouts.
+_TEACHING = 1
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def teach(
     looks: list[dict[str, float]] = []
     with tqdm(total=lesson.enough, unit="accuracy", disable=not progress) as bar:
         for step in range(1, lesson.most_steps + 1):
-            sums = draw_sums("train", lesson.batch, lesson.seed * 1_000_003 + step)
+            sums = draw_sums("train", lesson.batch, _TEACHING, lesson.seed, step)
             ids, labels = _demonstrations(tokenizer, sums)
             logits = model(ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits
             loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())

@@ -67,15 +67,15 @@ def _pairs(split: Split) -> tuple[tuple[int, int], ...]:
     return tuple(pairs[place] for place in part)
 
 
-def draw_sums(split: Split, count: int, seed: int) -> list[Sum]:
+def draw_sums(split: Split, count: int, *key: int) -> list[Sum]:
     """Problems of a split, drawn with replacement.
 
     Args:
         split: where from.
         count: how many.
-        seed: of the draw.
+        key: what tells this draw from others, a seed among it.
     """
-    generator = np.random.default_rng([get_args(Split).index(split), seed])
+    generator = np.random.default_rng([get_args(Split).index(split), *key])
     pairs = _pairs(split)
     found = []
     for _ in range(count):
