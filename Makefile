@@ -6,7 +6,7 @@ DEMO ?= runs/demo
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage bench test-browser test-train test-vllm train-demo clean
+.PHONY: help demo test coverage bench test-browser test-train test-vllm train-demo lab lab-quick clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -52,6 +52,12 @@ train-demo: $(VENV)/.train ## ten steps of BuPO on the bundled model: the mechan
 		--task-option min_digits=1 --task-option max_digits=1 -o runs/chain_sum.parquet
 	$(BIN)/entropylens train --config smollm2-cpu --layer 6 -o runs/train-demo \
 		data.train_files=runs/chain_sum.parquet
+
+lab: $(VENV)/.train ## BuPO against its baselines on a tiny model: hours, resumable, into runs/lab
+	$(BIN)/python -m bupo.lab -o runs/lab
+
+lab-quick: $(VENV)/.train ## the same with a seed a start, in minutes, into runs/lab-quick
+	$(BIN)/python -m bupo.lab --quick -o runs/lab-quick
 
 clean: ## remove the virtual environment and the demo's run
 	rm -rf $(VENV) $(VLLM_VENV) $(DEMO)

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
+from bupo.settings import AUTO
 from entropylens.errors import SettingError
 
-__all__ = ["Arm", "arms"]
+__all__ = [
+    "AUTOMATIC",
+    "BUPO",
+    "GRPO",
+    "INTER_GRPO",
+    "ONE_RATE",
+    "Arm",
+    "arms",
+    "at_layer",
+    "throughout",
+]
 
+#: The two arms of the primary contrast, the one that the paper says collapses, and one beyond it.
+GRPO, BUPO, INTER_GRPO = "GRPO", "BuPO", "InterGRPO throughout"
+AUTOMATIC = "BuPO, s_inter auto"
+#: As the paper and veRL have it: both phases with one learning rate.
+ONE_RATE = "BuPO, one rate"
 #: Of the entropy bonus in its arm.
 ENTROPY_COEFF = 0.01
 
@@ -18,9 +35,10 @@ class Arm:
 
     Args:
         name: what the tables call it.
-        estimator: of advantages: grpo, rloo or reinforce_plus_plus.
+        estimator: of advantages: grpo, rloo, reinforce_plus_plus, or gae (PPO, with a critic).
         layer: l: of pi_l, or of the highest layer that `only_lower` trains.
-        internal_steps: the first steps, in which what differs from plain training is done.
+        internal_steps: the first steps, in which what differs from plain training is done; or
+            auto (see `bupo.phase`).
         internal: pi_l is trained in them (Eq. 10); pi_theta else.
         only_lower: layers 1..l and E_u alone are trained in them.
         shuffled: advantages are dealt anew within each group in them.
@@ -28,12 +46,13 @@ class Arm:
         freeze_unembedding: E_u is left as it is in them.
         reset_optimizer: AdamW's moments are forgotten after them.
         skipped: steps fewer than the others make.
+        one_rate: pi_l is trained with pi_theta's learning rate.
     """
 
     name: str
     estimator: str = "grpo"
     layer: int | None = None
-    internal_steps: int = 0
+    internal_steps: int | str = 0
     internal: bool = False
     only_lower: bool = False
     shuffled: bool = False
@@ -41,30 +60,54 @@ class Arm:
     freeze_unembedding: bool = False
     reset_optimizer: bool = False
     skipped: int = 0
+    one_rate: bool = False
 
     def __post_init__(self) -> None:
         if (self.internal or self.only_lower) and self.layer is None:
             raise SettingError(f"arm {self.name!r} needs a layer", "give one")
 
+    @property
+    def slug(self) -> str:
+        """The name as a directory's."""
+        return re.sub(r"[^a-z0-9+_]+", "-", self.name.replace("<=", "to").lower()).strip("-")
 
-def arms(layer: int, other: int, internal_steps: int, steps: int) -> tuple[Arm, ...]:
+
+def at_layer(layer: int, recommended: int) -> str:
+    """The name of BuPO at a layer."""
+    return BUPO if layer == recommended else f"{BUPO}, layer {layer}"
+
+
+def throughout(layer: int, recommended: int) -> str:
+    """The name of InterGRPO without an end at a layer."""
+    return INTER_GRPO if layer == recommended else f"{INTER_GRPO}, layer {layer}"
+
+
+def arms(layer: int, num_layers: int, internal_steps: int, steps: int) -> tuple[Arm, ...]:
     """All arms; the first two make the primary contrast.
 
     Args:
         layer: that BuPO trains first, fixed beforehand.
-        other: of the control at another layer.
+        num_layers: L; BuPO at each other inner layer is a control.
         internal_steps: s_inter, fixed beforehand.
         steps: of a whole run.
     """
-    grpo = Arm("GRPO")
-    bupo = Arm("BuPO", layer=layer, internal_steps=internal_steps, internal=True)
+    grpo = Arm(GRPO)
+    bupo = Arm(BUPO, layer=layer, internal_steps=internal_steps, internal=True)
+    others = [other for other in range(1, num_layers) if other != layer]
     return (
         grpo,
         bupo,
+        replace(grpo, name="PPO", estimator="gae"),
         replace(grpo, name="RLOO", estimator="rloo"),
         replace(grpo, name="REINFORCE++", estimator="reinforce_plus_plus"),
-        replace(bupo, name="BuPO, another layer", layer=other),
-        replace(bupo, name="InterGRPO throughout", internal_steps=steps),
+        *(replace(bupo, name=at_layer(other, layer), layer=other) for other in others),
+        *(
+            replace(bupo, name=throughout(it, layer), layer=it, internal_steps=steps)
+            for it in dict.fromkeys((layer, num_layers - 1))
+        ),
+        replace(bupo, name=f"{INTER_GRPO}, one rate", internal_steps=steps, one_rate=True),
+        replace(bupo, name=ONE_RATE, one_rate=True),
+        replace(bupo, name=AUTOMATIC, internal_steps=AUTO),
         replace(grpo, name="GRPO, s_inter steps fewer", skipped=internal_steps),
         replace(bupo, name="GRPO on layers <= l first", internal=False, only_lower=True),
         replace(bupo, name="BuPO, shuffled advantages", shuffled=True),

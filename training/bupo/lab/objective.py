@@ -16,13 +16,21 @@ from verl.trainer.ppo.core_algos import agg_loss, get_adv_estimator_fn, get_poli
 from verl.workers.config import ActorConfig
 
 from bupo.probe import Probe
-from entropylens.batching import batch
+from entropylens.batching import Batch, batch
 from entropylens.responses import Response
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Spoken", "advantages", "policy_loss", "speak"]
+__all__ = [
+    "AGGREGATION",
+    "Spoken",
+    "advantages",
+    "by_response",
+    "of_last_tokens",
+    "policy_loss",
+    "speak",
+]
 
 #: Eq. 4's and 10's: mean over tokens, then over responses; no dual clip (veRL demands a bound).
 AGGREGATION, NO_DUAL_CLIP = "seq-mean-token-mean", 1e9
@@ -58,15 +66,30 @@ def speak(
     with policy:
         logits = model(whole.input_ids, attention_mask=whole.mask, use_cache=False).logits
     every = logits.flatten(0, 1)[whole.positions].float().log_softmax(-1)
-    shape = (len(responses), max(it.num_tokens for it in responses))
-    place = torch.cat([torch.arange(it.num_tokens) for it in responses])
-
-    def rows(values: Float[Tensor, " positions"]) -> Float[Tensor, "responses tokens"]:
-        return values.new_zeros(shape).index_put((whole.owner, place), values)
-
     produced = every.gather(1, whole.tokens[:, None])[:, 0]
     entropy = -(every.exp() * every).sum(-1)
-    return Spoken(rows(produced), rows(entropy), rows(torch.ones(len(place))).long())
+    return Spoken(
+        by_response(responses, whole, produced),
+        by_response(responses, whole, entropy),
+        by_response(responses, whole, torch.ones(len(produced))).long(),
+    )
+
+
+def by_response(
+    responses: Sequence[Response], whole: Batch, values: Float[Tensor, " positions"]
+) -> Float[Tensor, "responses tokens"]:
+    """Values at a batch's positions, a row a response, zero behind its end."""
+    shape = (len(responses), max(it.num_tokens for it in responses))
+    place = torch.cat([torch.arange(it.num_tokens) for it in responses])
+    return values.new_zeros(shape).index_put((whole.owner, place), values)
+
+
+def of_last_tokens(
+    rewards: Float[Tensor, " responses"], mask: Int[Tensor, "responses tokens"]
+) -> Float[Tensor, "responses tokens"]:
+    """Outcome rewards, as veRL takes them: at the last token of each response."""
+    last = (torch.arange(len(mask)), mask.sum(-1) - 1)
+    return torch.zeros(mask.shape).index_put(last, rewards)
 
 
 def advantages(
@@ -83,10 +106,8 @@ def advantages(
         mask: 1 at the tokens of a response.
         groups: which responses answer the same prompt.
     """
-    last = mask.sum(-1) - 1
-    of_tokens = torch.zeros(mask.shape).index_put((torch.arange(len(mask)), last), rewards)
     found, _ = get_adv_estimator_fn(estimator)(
-        token_level_rewards=of_tokens,
+        token_level_rewards=of_last_tokens(rewards, mask),
         response_mask=mask,
         index=np.asarray(groups),
         config=AlgoConfig(adv_estimator=estimator),

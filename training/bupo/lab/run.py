@@ -1,36 +1,37 @@
-"""One arm in this process: sample, reward, update, step after step; all draws are keyed."""
+"""One arm in this process: answer, update, look, step after step; all draws are keyed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import logging
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 from tqdm import tqdm
 
-import bupo.plugin  # noqa: F401  (veRL settles on a platform when it is first asked)
-from bupo.cpu.rollout import Request, answer
+from bupo.fixed_set import FixedSet, choose
+from bupo.lab.answering import Answered, ask
 from bupo.lab.arms import Arm
-from bupo.lab.objective import Spoken, advantages, policy_loss, speak
-from bupo.lab.task import MAX_ANSWER_TOKENS, Sum, draw_sums
-from bupo.probe import Probe
+from bupo.lab.learner import Learner, Rates
+from bupo.lab.task import Split, draw_sums
+from bupo.phase import Phase
 from bupo.records import MetricsFile
-from bupo.reward import compute_score
-from entropylens.recognition import anatomy_of
-from entropylens.responses import Response
+from bupo.settings import Settings
+from entropylens.errors import EntropyLensError
+from entropylens.files import make_directory, write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["Course", "train"]
+__all__ = ["HELD_OUT", "ROLLOUTS", "Course", "evaluate", "train"]
 
-#: Tells the draws of rollouts from those of demonstrations.
-_ROLLOUTS = 2
+logger = logging.getLogger(__name__)
+
+#: Tell the draws of rollouts, and of looks and examinations, from those of demonstrations.
+ROLLOUTS, _LOOKS = 2, 3
+#: The metric of looks at the development split: Avg@1.
+HELD_OUT = "lab/held_out"
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,21 @@ class Course:
         steps: rollouts with their updates.
         prompts: of a rollout.
         samples: answers to each, a group.
-        updates: optimizer steps a rollout, over as many parts of its prompts.
-        lr: AdamW's, constant.
-        weight_decay: AdamW's.
-        max_grad_norm: what gradients are clipped to.
+        rates: of the updates.
+        look_every: steps between two looks at the fixed set and the development split.
+        fixed: responses of the first rollout in the fixed set.
+        held_out: development problems of a look, each answered once.
+        kl_bound: of `auto`, nats a token.
     """
 
     steps: int = 100
     prompts: int = 32
     samples: int = 8
-    updates: int = 2
-    lr: float = 1e-4
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
+    rates: Rates = field(default_factory=Rates)
+    look_every: int = 5
+    fixed: int = 32
+    held_out: int = 256
+    kl_bound: float = 0.1
 
 
 def train(
@@ -62,11 +65,14 @@ def train(
     arm: Arm,
     course: Course,
     seed: int,
-    metrics: Path,
+    directory: Path,
     *,
+    watched: int,
     progress: bool = True,
 ) -> None:
-    """Train the model in place; a line a step goes to metrics.jsonl.
+    """Train the model in place; the directory can be drawn as any training run.
+
+    It gets config.yaml, metrics.jsonl (a line a step, and one of step 0) and fixed_set/.
 
     Args:
         model: a start, float32.
@@ -74,116 +80,83 @@ def train(
         arm: how.
         course: how long, and with what.
         seed: of prompts and samples: the same for all arms that are compared.
-        metrics: the file.
+        directory: new.
+        watched: the layer that is looked at where the arm has none.
+        progress: show a progress bar.
     """
     # Adapters and dropout apart, training mode changes nothing: what samples is what is trained.
     model.eval()
-    probe = Probe(model, arm.layer) if arm.internal and arm.layer is not None else None
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=course.lr, weight_decay=course.weight_decay
-    )
-    left_alone = list(_left_alone(model, arm))
-    log = MetricsFile(metrics, step=0)
-    steps = range(1, course.steps - arm.skipped + 1)
-    for step in tqdm(steps, desc=arm.name, unit="step", disable=not progress):
-        first = step <= arm.internal_steps
-        asked = draw_sums("train", course.prompts, _ROLLOUTS, seed, step)
-        responses = _sampled(model, tokenizer, asked, course.samples, (seed, step))
-        rewards = _rewards(
-            tokenizer, responses, [it for it in asked for _ in range(course.samples)]
-        )
-        groups = [it for it in range(course.prompts) for _ in range(course.samples)]
-        inner = probe if first else None
-        with torch.no_grad():
-            old = speak(model, responses, inner)
-        dealt = rewards
-        if first and arm.shuffled:
-            dealt = _dealt_anew(rewards.view(-1, course.samples), (seed, step)).flatten()
-        signal = advantages(arm.estimator, dealt, old.mask, groups)
-        if step == arm.internal_steps + 1 and step > 1 and arm.reset_optimizer:
-            optimizer.state.clear()
-        norms = []
-        for part in torch.arange(len(responses)).chunk(course.updates):
-            spoken = speak(model, [responses[it] for it in part.tolist()], inner)
-            width = spoken.mask.shape[1]
-            loss = policy_loss(
-                spoken, old.log_probs[part, :width], signal[part, :width],
-                entropy_coeff=arm.entropy_coeff if first else 0.0,
-            )  # fmt: skip
-            loss.backward()
-            for parameter in left_alone if first else ():
-                parameter.grad = None
-            norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), course.max_grad_norm)))
-            optimizer.step()
-            optimizer.zero_grad()
-        log.log(_told(rewards, old, norms) | {"internal": float(inner is not None)}, step)
+    layer = arm.layer or watched
+    settings = Settings(
+        layer=layer, internal_steps=arm.internal_steps, max_internal_steps=course.steps,
+        kl_bound=course.kl_bound, analyze_every=course.look_every,
+        freeze_unembedding=arm.freeze_unembedding,
+        reset_optimizer_at_switch=arm.reset_optimizer,
+    )  # fmt: skip
+    make_directory(directory)
+    told = {"bupo": asdict(settings), "lab": {"arm": asdict(arm), "course": asdict(course)}}
+    write_text(directory / "config.yaml", json.dumps(told | {"seed": seed}, indent=1) + "\n")
+    learner = Learner(model, arm, course.rates, layer, seed)
+    phase = Phase(settings, directory / "phase.json")
+    watch = _Watch(model, tokenizer, course, seed, layer, directory / "fixed_set")
+    log = MetricsFile(directory / "metrics.jsonl", step=0)
+    steps = course.steps - arm.skipped
+    for step in tqdm(range(1, steps + 1), desc=arm.name, unit="step", disable=not progress):
+        place = (step - 1) * course.prompts
+        asked = draw_sums("train", course.prompts, ROLLOUTS, seed, step)
+        answered = ask(model, tokenizer, asked, course.samples, (seed, step), first=place)
+        if step == 1:
+            log.log(watch.start(answered), 0)
+        found = learner.learn(answered, step, first=phase.is_internal(step))
+        if step % course.look_every == 0 or step == steps:
+            found |= watch.look(step)
+        of_prompts = answered.rewards.mean(1).tolist()
+        phase.saw(step, of_prompts, found.get("fixed_set/kl"))
+        log.log(found, step)
 
 
-def _sampled(
+def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    asked: Sequence[Sum],
+    split: Split,
+    problems: int,
     samples: int,
-    key: tuple[int, int],
-) -> list[Response]:
-    """Answers at temperature 1, group by group."""
-    prompts = [tuple(tokenizer(it.prompt)["input_ids"]) for it in asked]
-    requests = [
-        Request(prompt, (*key, place, sample), 1.0)
-        for place, prompt in enumerate(prompts)
-        for sample in range(samples)
-    ]
-    found = answer(model, requests, MAX_ANSWER_TOKENS)
-    return [
-        Response(request.prompt_ids, tuple(ids))
-        for request, (ids, _) in zip(requests, found, strict=True)
-    ]
+    seed: int,
+) -> list[int]:
+    """Right answers to each of some problems; the same seed asks and draws the same."""
+    asked = draw_sums(split, problems, _LOOKS, seed)
+    return ask(model, tokenizer, asked, samples, (seed, 0)).rewards.sum(1).int().tolist()
 
 
-def _rewards(
-    tokenizer: PreTrainedTokenizerFast, responses: Sequence[Response], asked: Sequence[Sum]
-) -> Float[Tensor, " responses"]:
-    """As `bupo` rewards them."""
-    return torch.tensor(
-        [
-            compute_score(
-                "sums",
-                tokenizer.decode(response.response_ids, skip_special_tokens=True),
-                one.gold,
-                mode="strict",
-            )["score"]
-            for response, one in zip(responses, asked, strict=True)
-        ]
-    )
+class _Watch:
+    """Looks at the weights of some steps: over the first rollout, and on the development split."""
 
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        course: Course,
+        seed: int,
+        layer: int,
+        directory: Path,
+    ) -> None:
+        self.model, self.tokenizer, self.course = model, tokenizer, course
+        self.seed, self.layer, self.directory = seed, layer, directory
 
-def _dealt_anew(
-    rewards: Float[Tensor, "prompts samples"], key: tuple[int, int]
-) -> Float[Tensor, "prompts samples"]:
-    """Each group's rewards in another order."""
-    return torch.from_numpy(np.random.default_rng(key).permuted(rewards.numpy(), axis=1))
+    def start(self, answered: Answered) -> dict[str, float]:
+        chosen = choose(len(answered.responses), self.course.fixed)
+        FixedSet.start(self.directory, [answered.responses[it] for it in chosen])
+        return self.look(0)
 
-
-def _left_alone(model: PreTrainedModel, arm: Arm) -> Iterator[nn.Parameter]:
-    """Parameters that the arm's first steps do not train."""
-    anatomy = anatomy_of(model)
-    if arm.freeze_unembedding:
-        yield from model.get_output_embeddings().parameters()
-    if arm.only_lower and arm.layer is not None:
-        for layer in anatomy.layers[arm.layer :]:
-            yield from layer.parameters()
-        yield from anatomy.final_norm.parameters()
-
-
-def _told(
-    rewards: Float[Tensor, " responses"], old: Spoken, norms: Sequence[float]
-) -> dict[str, float]:
-    """The numbers of a step, of the policy that it trained."""
-    tokens = old.mask.sum()
-    return {
-        "reward": float(rewards.mean()),
-        "entropy": float(old.entropy.sum() / tokens),
-        "nll": float(-old.log_probs.sum() / tokens),
-        "response_tokens": float(old.mask.sum(-1).float().mean()),
-        "grad_norm": sum(norms) / len(norms),
-    }
+    def look(self, step: int) -> dict[str, float]:
+        """At the weights of a step; those of a collapsed model, which are NaN, say nothing."""
+        right = evaluate(
+            self.model, self.tokenizer, "development", self.course.held_out, 1, self.seed
+        )
+        found = {HELD_OUT: sum(right) / len(right)}
+        try:
+            look = FixedSet.open(self.directory).look(self.model, step=step, layer=self.layer)
+        except EntropyLensError as error:
+            logger.warning("no look at step %d: %s", step, error)
+            return found
+        return found | look.to_metrics()

@@ -17,14 +17,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from bupo.lab.task import MAX_ANSWER_TOKENS, Sum, draw_sums, make_tokenizer
-from entropylens.answers import strict_match
-from entropylens.engines.hf import HFEngine
+from bupo.lab.answering import ask
+from bupo.lab.task import Sum, draw_sums, make_tokenizer
 from entropylens.errors import SettingError
 from entropylens.files import make_directory, write_text
-from entropylens.prompts import Prompt
-from entropylens.responses import Limits
-from entropylens.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -66,7 +62,7 @@ class Lesson:
     batch: int = 256
     lr: float = 3e-3
     warmup: int = 50
-    look_every: int = 20
+    look_every: int = 10
     look_at: int = 256
 
 
@@ -165,7 +161,7 @@ def accuracy(
     samples: int,
     seed: int,
 ) -> float:
-    """Avg@K at temperature 1, graded as the reward does it.
+    """Avg@K at temperature 1.
 
     Args:
         model: the model.
@@ -174,16 +170,7 @@ def accuracy(
         samples: K.
         seed: of the samples.
     """
-    prompts = [Prompt(tuple(tokenizer(it.prompt)["input_ids"]), "sums", it.gold) for it in sums]
-    jobs = [(place, sample) for place in range(len(sums)) for sample in range(samples)]
-    engine = HFEngine(model, tokenizer, "subject", Limits(model.config.vocab_size, None))
-    sampling = Sampling(max_new_tokens=MAX_ANSWER_TOKENS, temperature=1.0, seed=seed)
-    right = 0
-    for answers in engine.answer(prompts, jobs, jobs, sampling, lambda _count: None):
-        for (place, _), ids in answers.items():
-            text = tokenizer.decode(ids, skip_special_tokens=True)
-            right += strict_match(text, sums[place].gold)
-    return right / len(jobs)
+    return float(ask(model, tokenizer, sums, samples, (seed,)).rewards.mean())
 
 
 def _demonstrations(

@@ -16,16 +16,27 @@ import numpy as np
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["LARGEST", "MAX_ANSWER_TOKENS", "Split", "Sum", "draw_sums", "make_tokenizer"]
+__all__ = [
+    "LARGEST",
+    "MAX_ANSWER_TOKENS",
+    "MAX_PROMPT_TOKENS",
+    "Split",
+    "Sum",
+    "draw_sums",
+    "make_tokenizer",
+]
 
 #: The numbers are 1 to LARGEST.
 LARGEST = 20
 #: Tokens of the longest right answer, its end included, and a few for one that strays.
 MAX_ANSWER_TOKENS = 28
+#: Tokens of the longest prompt.
+MAX_PROMPT_TOKENS = 9
 
 Split = Literal["train", "development", "test"]
 _SHARES = {"train": 0.7, "development": 0.1, "test": 0.2}
-_PAD, _END, _BOX = "<pad>", "<end>", "\\boxed{"
+# veRL asks a Qwen3 for a token of this name.
+_PAD, _END, _BOX = "<pad>", "<|im_end|>", "\\boxed{"
 _TOKENS = [_PAD, _END, _BOX, "}", "+", "=", ";", *"0123456789"]
 
 

@@ -1,0 +1,128 @@
+"""The laboratory's answers to its questions: the sections of LAB.md between outcomes and claims."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from bupo.lab import questions
+from bupo.lab.arms import AUTOMATIC, BUPO, GRPO, INTER_GRPO
+from bupo.lab.findings import Findings
+from bupo.lab.markdown import points, signed, table
+
+__all__ = [
+    "automatic",
+    "collapse",
+    "cost",
+    "layers",
+    "like_later",
+    "similarity",
+    "throughout",
+]
+
+#: Bounds of `internal_steps=auto` that are compared, nats a token.
+BOUNDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def similarity(found: Findings) -> str:
+    """The similarity of H^l to the later layers (Fig. 5a), in three arms."""
+    frame = like_later(found)
+    titles = {"above": "rises more than in GRPO"}
+    return f"""## Does internal optimization make H^{found.layer} more like the later layers?
+
+cos(H^{found.layer}, H^L) over the first step's answers, means over runs: at step 0, at s_inter =
+{found.plan.internal_steps} (or the next look) and at the last step; in how many runs it is higher
+at s_inter than at step 0, and in how many it has risen more by then than in GRPO's run with the
+same start and seed.
+{table(frame, titles)}
+![Similarity, entropy change and perplexity, Figure 5](figures/figure5.png)
+"""
+
+
+def like_later(found: Findings) -> pd.DataFrame:
+    """See `questions.similarity`."""
+    names = [INTER_GRPO, BUPO, GRPO]
+    return questions.similarity(found.curves, names, GRPO, found.plan.internal_steps)
+
+
+def throughout(found: Findings) -> list[str]:
+    """GRPO, and the arms that never leave the internal phase."""
+    return [GRPO, *(it.name for it in found.arms if it.name.startswith(INTER_GRPO))]
+
+
+def collapse(found: Findings) -> str:
+    """Whether and when those arms collapse (Fig. 4)."""
+    frame = questions.collapses(found.curves, throughout(found))
+    rows = []
+    for name, runs in frame.groupby("arm", sort=False):
+        steps = sorted(runs["step"].dropna().astype(int))
+        rows.append(
+            {
+                "arm": name, "runs": len(runs), "collapsed": len(steps),
+                "at step": ", ".join(map(str, steps)),
+                "held-out Avg@1 at step 0 (%)": points(runs["first"].mean()),
+                "at the end (%)": points(runs["last"].mean()),
+            }
+        )  # fmt: skip
+    return f"""## Does InterGRPO alone collapse, and when?
+
+Collapsed: fewer than half as many held-out problems right as at step 0.
+{table(pd.DataFrame(rows))}
+![Training dynamics, Figure 4](figures/figure4.png) ![Collapse](figures/collapse.png)
+"""
+
+
+def layers(found: Findings) -> str:
+    """BuPO at each layer, and what foretold it."""
+    frame = questions.layers(found.outcomes, found.of_layers)
+    probes = {start: it.probe for start, it in found.inspections.items()}
+    ranked = questions.ranking(frame, probes, found.layer)
+    for name in (*probes, "all"):
+        frame[name] = frame[name].map(points)
+    return f"""## Does the layer matter, and what ranks the layers?
+
+Avg@K (%) of BuPO at each layer, over the seeds that all layers have.
+{table(frame)}
+Which layer did best, and where the recommended one and that with the greatest gradient cosine
+stand among the {len(frame)} (1 is the best); Spearman's rank correlation of cosines and outcomes.
+With {frame["runs"].iloc[0] // max(1, len(probes))} runs a layer and start these ranks are noisy.
+{table(ranked)}
+![Layers](figures/layers.png)
+"""
+
+
+def automatic(found: Findings) -> str:
+    """Where `internal_steps: auto` stops, and where other bounds would."""
+    bound = found.plan.course.kl_bound
+    runs = found.outcomes[found.outcomes["arm"] == AUTOMATIC]
+    fall = questions.collapses(found.curves, [INTER_GRPO])["step"]
+    first = "never" if fall.dropna().empty else f"at step {fall.min():.0f} at the earliest"
+    made = ", ".join(map(str, sorted(runs["internal_steps"])))
+    frame = questions.calibration(found.curves[found.curves["arm"] == INTER_GRPO], BOUNDS)
+    for name in ("change", "worst"):
+        frame[name] = frame[name].map(signed)
+    return f"""## Does `internal_steps: auto` stop before the collapse?
+
+With its bound of {bound:g} nats it made {made} internal steps; InterGRPO throughout collapses
+{first}. What other bounds on the KL would have done to the runs of InterGRPO throughout: how many
+they stop, at which step (median), and the change of held-out Avg@1 up to there (points; mean and
+worst).
+{table(frame)}"""
+
+
+def cost(found: Findings) -> str:
+    """An internal step's cost beside a full one's."""
+    names = list(found.of_layers.values())
+    ratios = questions.cost(found.curves[found.curves["arm"].isin(names)])
+    by_arm = ratios.groupby(level=0).agg(["median", "min", "max"])
+    depth = found.plan.lessons[0].layers
+    rows = [
+        {"layer": layer, "l / L": layer / depth} | by_arm.loc[name].to_dict()
+        for layer, name in found.of_layers.items()
+        if name in by_arm.index
+    ]
+    return f"""## Is the internal step cheaper?
+
+Seconds of an internal step's updates over a full step's: median, least and most of the runs. The
+vocabulary is tiny, so lm_head costs next to nothing here, and a fixed cost of an update next to
+everything.
+{table(pd.DataFrame(rows))}"""

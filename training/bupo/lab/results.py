@@ -1,0 +1,151 @@
+"""A laboratory's runs as frames, and its contrasts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from bupo.lab.arms import Arm
+from bupo.lab.jobs import Job, read_outcome
+from entropylens.metrics import pass_at_k
+from entropylens.scores import powers_of_two
+from entropylens.training_run import TrainingRun
+
+__all__ = ["AVERAGE", "Contrast", "contrast", "contrasts", "curves", "mean_run", "outcomes"]
+
+#: The column of Avg@K.
+AVERAGE = "avg"
+#: Fewer have no interval.
+LEAST_PAIRS = 3
+
+
+def outcomes(jobs: Iterable[Job]) -> pd.DataFrame:
+    """One row a finished run: `arm, start, seed, avg` (Avg@K, a share), `pass@1`, `pass@2`, ...
+    (shares), `internal_steps` (that were made), `seconds` (of training).
+    """
+    rows = []
+    for job in jobs:
+        if not job.finished:
+            continue
+        told = read_outcome(job)
+        right, samples = told["right"], told["samples"]
+        row: dict[str, Any] = {"arm": job.arm.name, "start": job.start.name, "seed": job.seed}
+        row[AVERAGE] = sum(right) / (len(right) * samples)
+        for k in powers_of_two(samples):
+            row[f"pass@{k}"] = fmean(pass_at_k(samples, it, k) for it in right)
+        row["internal_steps"] = TrainingRun.load(job.directory).internal_steps
+        row["seconds"] = told["seconds"]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def curves(jobs: Iterable[Job]) -> pd.DataFrame:
+    """Every logged step of every finished run, step 0 too: `arm, start, seed, step` and metrics."""
+    frames = []
+    for job in jobs:
+        if not job.finished:
+            continue
+        lines = (job.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        frame = pd.DataFrame(map(json.loads, lines))
+        frame.insert(0, "seed", job.seed)
+        frame.insert(0, "start", job.start.name)
+        frame.insert(0, "arm", job.arm.name)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def mean_run(arm: Arm, jobs: Iterable[Job]) -> TrainingRun:
+    """The mean over the finished runs of an arm, step by step, to be drawn like a run."""
+    runs = [TrainingRun.load(job.directory) for job in jobs if job.finished and job.arm == arm]
+    looks = [run.looks for run in runs if run.looks is not None]
+    return TrainingRun(
+        name=arm.name,
+        metrics=_mean(run.metrics for run in runs),
+        looks=_mean(looks) if looks else None,
+        layer=arm.layer,
+        config={},
+    )
+
+
+def _mean(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    numbers = pd.concat([it.select_dtypes("number") for it in frames])
+    return numbers.groupby("step", as_index=False).mean()
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """An arm against another, paired by start and seed.
+
+    Args:
+        arm: whose mean is taken,
+        reference: less that of this one.
+        metric: the column of `outcomes`.
+        pairs: runs that both have.
+        difference: mean of the paired differences.
+        half_width: of its 95 % interval (Student's t over the pairs); NaN under 3 pairs.
+        p: two-sided; NaN likewise.
+        p_holm: p times the rank that Holm's correction gives it among all that were asked
+            together; NaN where none was.
+    """
+
+    arm: str
+    reference: str
+    metric: str
+    pairs: int
+    difference: float
+    half_width: float
+    p: float
+    p_holm: float = math.nan
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a difference at 5 %, corrected where there was something to correct."""
+        p = self.p if math.isnan(self.p_holm) else self.p_holm
+        return p < 0.05
+
+
+def contrast(frame: pd.DataFrame, arm: str, reference: str, metric: str = AVERAGE) -> Contrast:
+    """One contrast of `outcomes`, uncorrected."""
+    keys = ["start", "seed"]
+    first, second = (
+        frame[frame["arm"] == name].set_index(keys)[metric] for name in (arm, reference)
+    )
+    differences = (first - second).dropna().tolist()
+    count = len(differences)
+    half_width = p = math.nan
+    if count >= LEAST_PAIRS:
+        error = stdev(differences) / math.sqrt(count)
+        half_width = float(stats.t.ppf(0.975, count - 1)) * error
+        p = float(not any(differences))
+        if error > 0:
+            p = float(2 * stats.t.sf(abs(fmean(differences)) / error, count - 1))
+    mean = fmean(differences) if differences else math.nan
+    return Contrast(arm, reference, metric, count, mean, half_width, p)
+
+
+def contrasts(frame: pd.DataFrame, asked: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
+    """Several contrasts with Holm's correction over all of them, a row each.
+
+    Args:
+        frame: `outcomes`.
+        asked: arm, reference and metric of each.
+    """
+    found = [contrast(frame, *it) for it in asked]
+    ordered = sorted((it for it in found if not math.isnan(it.p)), key=lambda it: it.p)
+    corrected: dict[tuple[str, str, str], float] = {}
+    least = 0.0
+    for rank, one in enumerate(ordered):
+        least = max(least, min(1.0, one.p * (len(ordered) - rank)))
+        corrected[one.arm, one.reference, one.metric] = least
+    rows = [
+        asdict(it) | {"p_holm": corrected.get((it.arm, it.reference, it.metric), math.nan)}
+        for it in found
+    ]
+    return pd.DataFrame(rows)
