@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import rivals
@@ -32,6 +33,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 #: A run of these sizes is the unit of the growth table.
 BASE = {"hidden_size": 256, "vocab_size": 16_384, "num_hidden_layers": 6}
 LENGTH, COUNT = 64, 2
+#: Prompt, answer and number of the samples of one prompt.
+SHARED = 200, 32, 8
 GROWTH = [
     ("hidden_size", 512), ("hidden_size", 1024), ("vocab_size", 65_536),
     ("num_hidden_layers", 12), ("length", 256), ("count", 8),
@@ -120,6 +123,38 @@ def with_bf16(pairs: int, tokens: int) -> list[str]:
     return rows
 
 
+def forward_alone(pairs: int, tokens: int) -> list[str]:
+    """What hooks add to a forward pass, and what reading a prompt once takes off a run."""
+    subject, items = rivals.bundled(tokens)
+    watched = rivals.forward_passes(subject, items, BATCH_TOKENS)
+    unwatched = rivals.unwatched_passes(subject, items, BATCH_TOKENS)
+    rows = ["| | median | quartiles |", "| --- | --- | --- |"]
+    rows.append(told(
+        "forward passes: with hooks / without", interleaved(unwatched, watched, pairs)
+    ))  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(number: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, 40_000, (number,), generator=generator).tolist())
+
+    prompt_tokens, answer_tokens, count = SHARED
+    prompt = ids(prompt_tokens)
+    same = Responses(tuple(Response(prompt, ids(answer_tokens)) for _ in range(count)))
+    # A first token of its own makes a prompt of its own.
+    others = tuple(
+        replace(it, prompt_ids=(place, *it.prompt_ids[1:])) for place, it in enumerate(same.items)
+    )
+
+    def run(given: Responses) -> Run:
+        return lambda: measure(subject, given, kernel="compiled", progress=False)
+
+    rows.append(told(
+        f"{count} samples of {answer_tokens} tokens, prompts of {prompt_tokens}: one prompt / as "
+        "many as samples", interleaved(run(Responses(others)), run(same), pairs),
+    ))  # fmt: skip
+    return rows
+
+
 def growth(pairs: int) -> list[str]:
     """How cost grows with each size, against a base run."""
 
@@ -202,6 +237,8 @@ def main() -> None:
         f"`make bench` on {where}. {options.pairs} interleaved pairs a row, {options.tokens} "
         "response tokens of SmolLM2-135M-Instruct in float32, every quantity of layers.csv.",
         "\n".join(against_others(options.pairs, options.tokens)),
+        "## The forward pass\n\nThe same responses; and samples of one prompt, which is read once.",
+        "\n".join(forward_alone(options.pairs, options.tokens)),
         f"## How cost grows\n\nRandom models; base: {BASE}, {COUNT} responses of {LENGTH} tokens.",
         "\n".join(growth(options.pairs)),
         f"## bf16 products (`--precision fast`), {2 * options.tokens} tokens",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from entropylens.batching import pieces, plan
+from entropylens.batching import batch, pieces, plan
 from entropylens.capture import capture, evaluating
 from entropylens.demo import demo_model
 from entropylens.policy import VOCAB_TILE
@@ -114,6 +114,20 @@ def forward_passes(subject: Subject, items: Items, batch_tokens: int) -> Callabl
             for group in plan(items, batch_tokens):
                 for _ in pieces(subject.anatomy, items, group, batch_tokens):
                     pass
+
+    return run
+
+
+def unwatched_passes(subject: Subject, items: Items, batch_tokens: int) -> Callable[[], None]:
+    """The same forward passes without hooks; prompts must not be shared."""
+
+    @torch.inference_mode()
+    def run() -> None:
+        with evaluating(subject.model):
+            for group in plan(items, batch_tokens):
+                whole = batch(items, group)
+                mask = {} if whole.mask is None else {"attention_mask": whole.mask}
+                subject.anatomy.decoder(input_ids=whole.input_ids, use_cache=False, **mask)
 
     return run
 

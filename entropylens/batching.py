@@ -3,7 +3,7 @@
 Padding goes to the right: with causal attention it cannot reach a position that is read.
 A batch holds at most `batch_tokens` response positions; a response that is longer on its own
 is walked in pieces over the model's key-value cache, or whole where a model has none that
-continues (recurrent mixers).
+continues (recurrent mixers). Samples of one prompt that share a pass read the prompt once.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ __all__ = ["Batch", "Piece", "batch", "pieces", "plan"]
 
 #: Padded positions of a forward pass, as a multiple of the response positions it may hold.
 FORWARD_FACTOR = 4
+#: Positions of prompts that must be saved for a pass over the prompt alone to pay.
+WORTH_SHARING = 128
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,35 @@ class Batch:
 
 
 def plan(responses: Sequence[Response], batch_tokens: int) -> list[list[int]]:
-    """Group responses, similar lengths together, so that each group fits one forward pass.
+    """Group responses so that each group fits one forward pass.
 
-    Groups are as even as the limit allows: matrix products of few rows are dear.
+    Samples of one prompt stay among themselves where reading it once saves enough; else similar
+    lengths come together.
     """
-    total = sum(response.num_tokens for response in responses)
+    samples: dict[tuple[int, ...], list[int]] = {}
+    for index, response in enumerate(responses):
+        samples.setdefault(response.prompt_ids, []).append(index)
+    groups, others = [], []
+    for prompt, members in samples.items():
+        if _saved(prompt, members) < WORTH_SHARING:
+            others += members
+        else:
+            groups += _fitting(responses, members, batch_tokens)
+    return groups + _fitting(responses, others, batch_tokens)
+
+
+def _saved(prompt: Sequence[int], members: Sequence[int]) -> int:
+    """Positions of a prompt that are not read again; its last one predicts each first token."""
+    return (len(prompt) - 1) * (len(members) - 1)
+
+
+def _fitting(
+    responses: Sequence[Response], members: Sequence[int], batch_tokens: int
+) -> list[list[int]]:
+    """Groups of similar lengths, as even as the limit allows: products of few rows are dear."""
+    total = sum(responses[index].num_tokens for index in members)
     share = total / max(1, math.ceil(total / batch_tokens))
-    order = sorted(range(len(responses)), key=lambda index: (responses[index].length, index))
+    order = sorted(members, key=lambda index: (responses[index].length, index))
     groups: list[list[int]] = []
     tokens = 0
     for index in order:
@@ -96,13 +120,21 @@ def pieces(
     too_long = first.length > FORWARD_FACTOR * batch_tokens or first.num_tokens > batch_tokens
     if len(group) == 1 and too_long and anatomy.continues:
         yield from _walk(anatomy, first, group[0], batch_tokens)
+    elif anatomy.continues and _share(responses, group):
+        yield _after_prompt(anatomy, responses, group)
     else:
         yield _together(anatomy, responses, group)
 
 
-def batch(responses: Sequence[Response], group: Sequence[int]) -> Batch:
-    """Pad the responses of one group of `plan` to one batch."""
-    width = max(responses[index].length for index in group)
+def batch(responses: Sequence[Response], group: Sequence[int], skipped: int = 0) -> Batch:
+    """Pad the responses of one group of `plan` to one batch.
+
+    Args:
+        responses: all of them.
+        group: the indices of those in the batch.
+        skipped: positions at the beginning of each that the batch leaves out.
+    """
+    width = max(responses[index].length for index in group) - skipped
     input_ids = torch.zeros(len(group), width, dtype=torch.long)
     mask = torch.zeros(len(group), width, dtype=torch.long)
     positions: list[int] = []
@@ -110,10 +142,10 @@ def batch(responses: Sequence[Response], group: Sequence[int]) -> Batch:
     tokens: list[int] = []
     for row, index in enumerate(group):
         response = responses[index]
-        ids = (*response.prompt_ids, *response.response_ids)[:-1]
+        ids = (*response.prompt_ids, *response.response_ids)[skipped:-1]
         input_ids[row, : len(ids)] = torch.tensor(ids)
         mask[row, : len(ids)] = 1
-        start = row * width + len(response.prompt_ids) - 1
+        start = row * width + len(response.prompt_ids) - 1 - skipped
         positions.extend(range(start, start + response.num_tokens))
         owner.extend([index] * response.num_tokens)
         tokens.extend(response.response_ids)
@@ -131,6 +163,30 @@ def _together(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[i
     padded = {} if whole.mask is None else {"attention_mask": whole.mask.to(anatomy.device)}
     states, _ = capture(anatomy, whole.positions, whole.input_ids, use_cache=False, **padded)
     return Piece(states, whole.tokens, whole.owner)
+
+
+def _share(responses: Sequence[Response], group: Sequence[int]) -> bool:
+    prompt = responses[group[0]].prompt_ids
+    same = all(responses[index].prompt_ids == prompt for index in group)
+    return same and _saved(prompt, group) >= WORTH_SHARING
+
+
+def _after_prompt(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int]) -> Piece:
+    """Read the prompt but for its last position, then that one and the answers, a row each."""
+    read = responses[group[0]].prompt_ids[:-1]
+    with torch.inference_mode():
+        ids = torch.tensor([read], device=anatomy.device)
+        cache = anatomy.decoder(input_ids=ids, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(group))
+    rest = batch(responses, group, skipped=len(read))
+    padded = {}
+    if rest.mask is not None:
+        before = torch.ones(len(group), len(read), dtype=rest.mask.dtype)
+        padded["attention_mask"] = torch.cat([before, rest.mask], dim=1).to(anatomy.device)
+    states, _ = capture(
+        anatomy, rest.positions, rest.input_ids, past_key_values=cache, use_cache=True, **padded
+    )
+    return Piece(states, rest.tokens, rest.owner)
 
 
 def _walk(anatomy: Anatomy, response: Response, index: int, batch_tokens: int) -> Iterator[Piece]:
