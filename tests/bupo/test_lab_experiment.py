@@ -99,7 +99,16 @@ def test_runs_are_drawn_by_the_commands_of_any_run(found, directory):
 
 def test_the_page_has_a_picture_of_each_kind_and_no_claim_without_an_interval(found, tmp_path):
     text = write_up(found, tmp_path).read_text()
-    for name in ("arms", "figure4", "figure5", "figure6", "figure7", "layers", "collapse"):
+    for name in (
+        "profile",
+        "arms",
+        "figure4",
+        "figure5",
+        "figure6",
+        "figure7",
+        "layers",
+        "collapse",
+    ):
         assert f"figures/{name}.png" in text
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
     assert "half-width" in text

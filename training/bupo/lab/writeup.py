@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,9 +16,11 @@ from bupo.lab.findings import Findings
 from bupo.lab.markdown import filled, points, signed, table
 from bupo.lab.results import AVERAGE, Contrast, contrast, contrasts
 from entropylens.files import write_text
+from entropylens.plots.change import change
 from entropylens.plots.dynamics import dynamics
 from entropylens.plots.features import features
 from entropylens.plots.style import save
+from entropylens.results import Analysis
 
 __all__ = ["PAGE", "figures", "page", "write_up"]
 
@@ -43,9 +46,7 @@ def figures(found: Findings) -> dict[str, Figure]:
     """The pictures of LAB.md, by file name; the numbers are the paper's."""
     internal = found.curves[found.curves["arm"] == INTER_GRPO]
     drawn = {
-        f"{start}_change": it.analysis.plot.change() for start, it in found.inspections.items()
-    }
-    drawn |= {
+        "profile": change([_in_reading(found, it.analysis) for it in found.inspections.values()]),
         "figure4": dynamics([found.mean_run(it) for it in answers.throughout(found)]),
         "figure5": features([found.mean_run(it) for it in (INTER_GRPO, BUPO, GRPO)]),
         "figure6": pictures.by_k(found.outcomes, BASELINES),
@@ -61,6 +62,11 @@ def figures(found: Findings) -> dict[str, Figure]:
         rewards = {name: it.curve("bupo/reward") for name, it in found.twins.items()}
         drawn["twins"] = pictures.reward_curves(rewards)
     return drawn
+
+
+def _in_reading(found: Findings, analysis: Analysis) -> Analysis:
+    """The analysis in the reading that names BuPO's layer."""
+    return analysis if found.reading == "given" else replace(analysis, reading=found.reading)
 
 
 def page(found: Findings) -> str:
@@ -118,13 +124,12 @@ def _subject(found: Findings) -> str:
     probes = pd.concat(
         [it.probe.layers.assign(start=start) for start, it in found.inspections.items()]
     )[columns]
-    pictured = " ".join(f"![{start}](figures/{start}_change.png)" for start in found.inspections)
     return f"""## The subject
 {table(pd.DataFrame(rows))}
 Neither flat nor one-hot, or it would not have been used. {chosen}{aside} Below, how far each
 layer's InterGRPO gradient points where GRPO's does, before any training (95 %).
 {table(probes)}
-{pictured}
+![Entropy change of attention and FFN, Figure 3](figures/profile.png)
 """
 
 
