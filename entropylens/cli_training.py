@@ -21,7 +21,11 @@ def train(
         list[str] | None, typer.Argument(help="Any setting of veRL or bupo, as key=value.")
     ] = None,
     layer: Annotated[
-        str | None, typer.Option(help="The inner layer l, or auto: what the analyzer recommends.")
+        str | None,
+        typer.Option(
+            help="The inner layer l; auto: what the analyzer recommends; race:A,B,C: who is ahead "
+            "on data.val_files after short internal phases."
+        ),
     ] = None,
     internal_steps: Annotated[
         str | None, typer.Option(help="Steps that train pi_l first, or auto.")
@@ -61,7 +65,22 @@ def train(
         composed, _ = launch.compose(config, given)
         directory = output or Path("runs") / Path(config).stem
         given += launch.internal_steps_overrides(composed, internal_steps)
-        if layer not in (None, launch.AUTO):
+        if layer is not None and layer.startswith("race:"):
+            from bupo.race_runs import plan_race
+
+            if probe_layers:
+                raise SettingError(
+                    f"--probe-layers trains nothing, and --layer {layer} does", "give one of them"
+                )
+            racing = plan_race(config, directory, given, layer)
+            if dry_run:
+                typer.echo(racing.text)
+                return
+            outcome = racing.run(force=force)
+            typer.echo(outcome.to_frame().round(4).to_string(index=False))
+            given.append(f"bupo.layer={outcome.winner}")
+            typer.echo(f"\n{outcome.reason} See {racing.place / 'race.csv'}")
+        elif layer not in (None, launch.AUTO):
             given.append(f"bupo.layer={layer}")
         if probe_layers or layer == launch.AUTO:
             from bupo import preflight

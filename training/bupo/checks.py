@@ -17,7 +17,7 @@ from bupo.names import ROLLOUT
 from bupo.settings import Settings
 from entropylens.errors import DatasetError, SettingError
 
-__all__ = ["check_config", "check_files", "reward_function"]
+__all__ = ["check_config", "check_files", "listed", "reward_function"]
 
 _BACKENDS = ("fsdp", "fsdp2")
 _COLUMNS = ("prompt", "data_source", "reward_model")
@@ -214,12 +214,13 @@ def check_files(config: DictConfig) -> None:
         SettingError: no such reward function.
     """
     for key in ("train_files", "val_files"):
-        for file in _listed(config.data[key]):
+        for file in listed(config.data[key]):
             _check_dataset(file, f"data.{key}")
     reward_function(config)
 
 
-def _listed(files: Any) -> Iterator[str]:
+def listed(files: Any) -> Iterator[str]:
+    """The files of `data.train_files` or `data.val_files`: one, or a list of them."""
     yield from files if isinstance(files, ListConfig | list) else [files]
 
 

@@ -35,8 +35,10 @@ __all__ = [
     "AUTO",
     "BUNDLED",
     "Plan",
+    "claim",
     "compose",
     "internal_steps_overrides",
+    "places",
     "plan",
     "presets",
     "start",
@@ -50,8 +52,8 @@ BUNDLED = "bundled"
 #: What a run writes, and so what --force may remove.
 OWN_FILES = ("config.yaml", "metrics.jsonl", "phase.json", STOP_FILE)
 OWN_DIRECTORIES = ("checkpoints", "rollouts", "tensorboard", "fixed_set", "hydra")
-#: What `--layer auto` and `--probe-layers` leave there before a run.
-PREFLIGHT = ("analysis", "recommendation.json", "layer_probe")
+#: What `--layer auto`, `--layer race:` and `--probe-layers` leave there before a run.
+PREFLIGHT = ("analysis", "recommendation.json", "layer_probe", "race")
 
 
 def presets() -> dict[str, Path]:
@@ -149,6 +151,19 @@ def with_model(config: str, overrides: Sequence[str]) -> DictConfig:
     return composed
 
 
+def places(directory: Path) -> list[str]:
+    """The overrides that let a run write into its directory."""
+    directory = directory.absolute()
+    own = {
+        "bupo.run_dir": directory,
+        "trainer.default_local_dir": directory / "checkpoints",
+        "trainer.rollout_data_dir": directory / "rollouts",
+        "hydra.run.dir": directory / "hydra",
+        "hydra.output_subdir": "null",
+    }
+    return [f"{key}={value}" for key, value in own.items()]
+
+
 def plan(
     config: str, directory: Path, overrides: Sequence[str] = (), *, check_machine: bool = True
 ) -> Plan:
@@ -164,14 +179,7 @@ def plan(
         EntropyLensError: its subclasses say what is wrong and what to do.
     """
     directory = directory.absolute()
-    own = {
-        "bupo.run_dir": directory,
-        "trainer.default_local_dir": directory / "checkpoints",
-        "trainer.rollout_data_dir": directory / "rollouts",
-        "hydra.run.dir": directory / "hydra",
-        "hydra.output_subdir": "null",
-    }
-    all_overrides = [*(f"{key}={value}" for key, value in own.items()), *overrides]
+    all_overrides = [*places(directory), *overrides]
     composed, options = compose(config, all_overrides)
     if composed.actor_rollout_ref.model.path == BUNDLED:
         all_overrides.append(f"actor_rollout_ref.model.path={demo_model()}")
@@ -240,6 +248,20 @@ def _check_machine(config: DictConfig, needed: Estimate, directory: Path) -> Non
         )
 
 
+def claim(planned: Plan, *, force: bool = False) -> None:
+    """Make the directory this run's, without starting it.
+
+    Raises:
+        OutputDirectoryError: the directory holds a run with other settings.
+    """
+    settings = OmegaConf.to_container(planned.config, resolve=True)
+    assert isinstance(settings, dict)
+    settings["trainer"].pop("total_training_steps")  # a finished run may be prolonged
+    if force:
+        _clear(planned.directory)
+    open_run(planned.directory, {"train": settings}, force=force, beside=PREFLIGHT)
+
+
 def start(planned: Plan, *, force: bool = False) -> int:
     """Run it, resuming what is there; returns veRL's exit code.
 
@@ -249,12 +271,7 @@ def start(planned: Plan, *, force: bool = False) -> int:
         OutputDirectoryError: the directory holds a run with other settings.
     """
     directory = planned.directory
-    settings = OmegaConf.to_container(planned.config, resolve=True)
-    assert isinstance(settings, dict)
-    settings["trainer"].pop("total_training_steps")  # a finished run may be prolonged
-    if force:
-        _clear(directory)
-    open_run(directory, {"train": settings}, force=force, beside=PREFLIGHT)
+    claim(planned, force=force)
     make_directory(directory)
     write_text(directory / "config.yaml", OmegaConf.to_yaml(planned.config))
     (directory / STOP_FILE).unlink(missing_ok=True)

@@ -3,18 +3,20 @@
 Each candidate's pi_l is trained from the same start for a few steps; the better half goes on for
 twice as many, until one is left (successive halving, Jamieson & Talwalkar 2016). Better is who
 answers more of the held-out problems as pi_theta, among those that have not moved pi_theta
-farther than `kl_bound` from its start. What is left has won a short race on few problems: the
-margin stands beside it, and a race whose margin is within its error settles nothing.
+farther than `kl_bound` from its start; where all of a round have, no layer wins. What is left has
+won a short race on few problems: the margin stands beside it, and a race whose margin is within
+its error settles nothing.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import pandas as pd
 from scipy import stats
@@ -49,6 +51,24 @@ class Trial:
         """Mean over the problems."""
         return fmean(self.rewards)
 
+    def within(self, kl_bound: float) -> bool:
+        """Whether pi_theta stayed near; a KL that is NaN is too far."""
+        return self.kl <= kl_bound
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file holds; null for a KL that is NaN."""
+        return asdict(self) | {"kl": None if math.isnan(self.kl) else self.kl}
+
+    @classmethod
+    def of_dict(cls, told: Mapping[str, Any]) -> Trial:
+        """Read what `to_dict` told.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        kl = math.nan if told["kl"] is None else float(told["kl"])
+        return cls(int(told["layer"]), int(told["steps"]), tuple(map(float, told["rewards"])), kl)
+
 
 @dataclass(frozen=True)
 class Race:
@@ -57,7 +77,7 @@ class Race:
     Args:
         rounds: the trials of each round.
         kl_bound: nats a token.
-        layer: the winner, or None where every candidate moved too far in the first round.
+        layer: the winner, or None where all of the last round moved too far.
     """
 
     rounds: tuple[tuple[Trial, ...], ...]
@@ -68,9 +88,10 @@ class Race:
     def margin(self) -> tuple[float, float]:
         """The last round's first over its second: difference in reward, and its 95 % half-width.
 
-        Problems are the units (paired, Student's t). NaN where one ran alone.
+        Problems are the units (paired, Student's t). Who moved too far counts for nothing; NaN
+        where fewer than two are left then, or where there is but one problem (the half-width).
         """
-        last = _ranked(self.rounds[-1], self.kl_bound)
+        last = [it for it in _ranked(self.rounds[-1], self.kl_bound) if it.within(self.kl_bound)]
         if len(last) < 2:
             return math.nan, math.nan
         pairs = zip(last[0].rewards, last[1].rewards, strict=True)
@@ -84,20 +105,38 @@ class Race:
     @property
     def reason(self) -> str:
         """The outcome in words."""
+        bound = f"more than {self.kl_bound:g} nats a token"
+        last = sorted(it.layer for it in self.rounds[-1])
         if self.layer is None:
             return (
-                "No layer: after the first round every candidate had moved the policy by more than "
-                f"{self.kl_bound:g} nats a token."
+                f"No layer: after {self.rounds[-1][0].steps} internal steps each of {last} had "
+                f"moved the policy by {bound}."
             )
         said = f"Layer {self.layer} is left of {sorted(it.layer for it in self.rounds[0])}"
         difference, half = self.margin
         if math.isnan(difference):
-            return f"{said}."
+            others = [layer for layer in last if layer != self.layer]
+            return f"{said}; {others} moved the policy by {bound}."
         settled = "" if difference > half else ", which does not settle it"
         return (
             f"{said}; its lead in held-out reward over the second of the last round is "
             f"{difference:+.3f} (95 % half-width {half:.3f}){settled}."
         )
+
+    @property
+    def winner(self) -> int:
+        """The layer.
+
+        Raises:
+            SettingError: there is none.
+        """
+        if self.layer is None:
+            raise SettingError(
+                self.reason,
+                "pass --layer N to choose one yourself, let others race, or give fewer "
+                "--internal-steps or a larger bupo.kl_bound",
+            )
+        return self.layer
 
     def to_frame(self) -> pd.DataFrame:
         """One row a trial: `round, layer, steps, reward, kl, goes_on`."""
@@ -123,7 +162,10 @@ class Race:
         """
         make_directory(directory)
         write_text(directory / "race.csv", self.to_frame().to_csv(index=False))
-        told = asdict(self) | {"reason": self.reason}
+        told = {
+            "layer": self.layer, "reason": self.reason, "kl_bound": self.kl_bound,
+            "rounds": [[it.to_dict() for it in trials] for trials in self.rounds],
+        }  # fmt: skip
         write_text(directory / "race.json", json.dumps(told, indent=1) + "\n")
 
     @classmethod
@@ -135,10 +177,7 @@ class Race:
         """
         try:
             told = json.loads((directory / "race.json").read_text(encoding="utf-8"))
-            rounds = tuple(
-                tuple(Trial(**it | {"rewards": tuple(it["rewards"])}) for it in trials)
-                for trials in told["rounds"]
-            )
+            rounds = tuple(tuple(map(Trial.of_dict, trials)) for trials in told["rounds"])
             return cls(rounds, told["kl_bound"], told["layer"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AnalysisFilesError(
@@ -168,7 +207,7 @@ def parse_layers(text: str, num_layers: int) -> list[int]:
 
 
 def round_steps(candidates: int, internal_steps: int) -> list[int]:
-    """Steps at the end of each round: the last one has made all internal steps.
+    """Steps at the end of each round, doubling to `internal_steps` or just below.
 
     Raises:
         SettingError: there are too few of them to be halved so often.
@@ -177,8 +216,7 @@ def round_steps(candidates: int, internal_steps: int) -> list[int]:
     first = internal_steps // 2 ** (rounds - 1)
     if first < 1:
         raise SettingError(
-            f"{internal_steps} internal steps cannot be halved for {rounds} rounds of "
-            f"{candidates} layers",
+            f"{internal_steps} internal steps are too few for a race of {candidates} layers",
             f"give --internal-steps {2 ** (rounds - 1)} or more, or fewer layers",
         )
     return [first * 2**number for number in range(rounds)]
@@ -191,25 +229,31 @@ def race(
     *,
     kl_bound: float,
 ) -> Race:
-    """Let the candidates race.
+    """Let the candidates race; their order does not matter.
 
     Args:
-        layers: the candidates.
-        internal_steps: of the last round.
+        layers: the candidates, at least two.
+        internal_steps: of the last round, or a few more where they do not halve so often.
         trials: from layers and steps to how they stand then; steps grow from round to round.
         kl_bound: nats a token that pi_theta may move.
     """
-    rounds = []
-    left = list(layers)
-    for steps in round_steps(len(layers), internal_steps):
+    rounds: list[tuple[Trial, ...]] = []
+    left = sorted(layers)
+    for steps in round_steps(len(left), internal_steps):
         found = tuple(trials(left, steps))
         rounds.append(found)
-        if not rounds[1:] and all(not it.kl <= kl_bound for it in found):
+        if not any(it.within(kl_bound) for it in found):
             return Race(tuple(rounds), kl_bound, None)
-        left = [it.layer for it in _ranked(found, kl_bound)[: math.ceil(len(found) / 2)]]
+        better = _ranked(found, kl_bound)[: math.ceil(len(found) / 2)]
+        left = sorted(it.layer for it in better)
     return Race(tuple(rounds), kl_bound, left[0])
 
 
 def _ranked(trials: Sequence[Trial], kl_bound: float) -> list[Trial]:
-    """Best first; a KL that is NaN is too far, and of equal rewards the smaller KL is better."""
-    return sorted(trials, key=lambda it: (not it.kl <= kl_bound, -it.reward, it.kl))
+    """Best first: within the bound, more reward, less KL, the lower layer; NaN comes last."""
+
+    def place(it: Trial) -> tuple[bool, float, float, int]:
+        loss = math.inf if math.isnan(it.reward) else -it.reward
+        return not it.within(kl_bound), loss, math.inf if math.isnan(it.kl) else it.kl, it.layer
+
+    return sorted(trials, key=place)
