@@ -1,9 +1,16 @@
 """The whole laboratory, smaller than anyone would want it: a taught model, every arm, the page."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import bupo
 import pytest
 from bupo.lab.experiment import Laboratory
 from bupo.lab.jobs import side_by_side
@@ -15,7 +22,7 @@ from bupo.lab.subject import Lesson
 from bupo.lab.writeup import write_up
 
 from entropylens.collection import load_collection
-from entropylens.errors import OutputDirectoryError, SettingError
+from entropylens.errors import AllocationError, OutputDirectoryError, SettingError
 
 LESSON = Lesson(
     seed=1, layers=3, width=64, enough=0.1, bounds=(0.05, 0.9), batch=64, lr=5e-3, look_every=20,
@@ -48,6 +55,7 @@ def test_every_arm_has_its_runs(found):
     assert steps["BuPO", 1] == 2
     assert steps["InterGRPO throughout", 1] == 4
     assert steps["GRPO", 1] == 0
+    assert found.curves["arm"].nunique() == len(found.arms) - 1  # one makes no step
 
 
 def test_arms_meet_the_same_problems(found):
@@ -145,6 +153,37 @@ def test_all_starts_must_recommend_one_layer():
 def test_side_by_side_keeps_the_order(workers):
     found = side_by_side(abs, [-3, 1, -2], abs, workers=workers, title="x", progress=False)
     assert found == [3, 1, 2]
+
+
+def _end(_item):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_told_of():
+    with pytest.raises(AllocationError, match="a process was killed while teaching"):
+        side_by_side(_end, [1, 2], abs, workers=2, title="teaching", progress=False)
+
+
+def test_processes_end_with_their_parent(tmp_path):
+    """Not even a kill leaves a run behind that nobody waits for."""
+    script = (
+        "import os, time\nfrom pathlib import Path\nfrom bupo.lab.jobs import side_by_side\n"
+        "def work(place):\n    Path(place).write_text(str(os.getpid()))\n    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        f"    side_by_side(work, ['{tmp_path}/a', '{tmp_path}/b'], len, workers=2, title='x')\n"
+    )
+    (tmp_path / "parent.py").write_text(script)
+    found = {"PYTHONPATH": str(Path(bupo.__file__).parents[1])}
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    parent = subprocess.Popen(command, env=os.environ | found)
+    while not all((tmp_path / it).is_file() and (tmp_path / it).read_text() for it in "ab"):
+        assert parent.poll() is None
+        time.sleep(0.1)
+    workers = [int((tmp_path / it).read_text()) for it in "ab"]
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{it}").exists() for it in workers):  # or the test never ends
+        time.sleep(0.1)
 
 
 def test_plans_are_what_they_promise():

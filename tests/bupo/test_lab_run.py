@@ -133,6 +133,7 @@ def test_the_arms_have_names_of_their_own_and_begin_with_the_primary_contrast():
     assert of_layers == {1, 2, 3, 5}
     assert len({it.name for it in found}) == len(found)
     assert len(set(found)) == len(found)
+    assert [it.name for it in found if it.skipped == 100] == ["no training"]
     assert next(it for it in found if it.name == "InterGRPO throughout").internal_steps == 100
     with pytest.raises(SettingError, match="needs a layer"):
         Arm("BuPO", internal=True)

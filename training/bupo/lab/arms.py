@@ -23,6 +23,8 @@ __all__ = [
 #: The two arms of the primary contrast, the one that the paper says collapses, and one beyond it.
 GRPO, BUPO, INTER_GRPO = "GRPO", "BuPO", "InterGRPO throughout"
 AUTOMATIC = "BuPO, s_inter auto"
+#: What all of them set out from.
+START = "no training"
 #: As the paper and veRL have it: both phases with one learning rate.
 ONE_RATE = "BuPO, one rate"
 #: Of the entropy bonus in its arm.
@@ -119,4 +121,5 @@ def arms(layer: int, num_layers: int, internal_steps: int, steps: int) -> tuple[
         ),
         replace(bupo, name="BuPO, E_u frozen first", freeze_unembedding=True),
         replace(bupo, name="BuPO, optimizer reset", reset_optimizer=True),
+        replace(grpo, name=START, skipped=steps),
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +20,7 @@ from tqdm import tqdm
 from bupo.lab.arms import Arm
 from bupo.lab.run import Course, evaluate, train
 from bupo.lab.task import Split
+from entropylens.errors import AllocationError
 from entropylens.files import write_text
 
 __all__ = ["OUTCOME", "Job", "perform", "read_outcome", "side_by_side"]
@@ -107,6 +111,9 @@ def side_by_side(
         title: of the progress bar.
         unit: of cost.
         progress: show the bar.
+
+    Raises:
+        AllocationError: a process was killed.
     """
     bar = tqdm(total=sum(map(cost, items)), desc=title, unit=unit, disable=not progress)
     found: dict[int, Result] = {}
@@ -125,6 +132,11 @@ def side_by_side(
                     place = waiting[done]
                     found[place] = done.result()
                     bar.update(cost(items[place]))
+            except BrokenProcessPool as error:
+                raise AllocationError(
+                    f"a process was killed while {title}",
+                    "the same command goes on; with --workers 1 it takes the least memory",
+                ) from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -132,9 +144,17 @@ def side_by_side(
 
 
 def _settle() -> None:
-    """A worker's own: one thread, and no bars beside that of the parent."""
+    """A worker's own: one thread, no bars beside that of the parent, and no life without it."""
     import torch
     from transformers.utils import logging
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from scipy import stats
 
-from bupo.lab.results import AVERAGE
+from bupo.lab.results import AVERAGE, INTERNAL
 from bupo.lab.run import HELD_OUT
 from bupo.layer_probe import LayerProbe
 from bupo.phase import MIN_STEPS
@@ -166,7 +166,7 @@ def cost(curves: pd.DataFrame) -> pd.Series:
     """
     ratios = {}
     for key, run in curves.dropna(subset=[_SECONDS]).groupby(_RUN):
-        medians = run.groupby("bupo/internal_phase")[_SECONDS].median()
+        medians = run.groupby(INTERNAL)[_SECONDS].median()
         ratios[key] = float(medians[1.0] / medians[0.0])
     return pd.Series(ratios, dtype=float)
 

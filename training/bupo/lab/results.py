@@ -22,6 +22,8 @@ __all__ = ["AVERAGE", "Contrast", "contrast", "contrasts", "curves", "mean_run",
 
 #: The column of Avg@K.
 AVERAGE = "avg"
+#: The metric of a step that is 1 in the internal phase.
+INTERNAL = "bupo/internal_phase"
 #: Fewer have no interval.
 LEAST_PAIRS = 3
 
@@ -40,7 +42,7 @@ def outcomes(jobs: Iterable[Job]) -> pd.DataFrame:
         row[AVERAGE] = sum(right) / (len(right) * samples)
         for k in powers_of_two(samples):
             row[f"pass@{k}"] = fmean(pass_at_k(samples, it, k) for it in right)
-        row["internal_steps"] = TrainingRun.load(job.directory).internal_steps
+        row["internal_steps"] = sum(int(it.get(INTERNAL, 0)) for it in _records(job))
         row["seconds"] = told["seconds"]
         rows.append(row)
     return pd.DataFrame(rows)
@@ -52,13 +54,20 @@ def curves(jobs: Iterable[Job]) -> pd.DataFrame:
     for job in jobs:
         if not job.finished:
             continue
-        lines = (job.directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        frame = pd.DataFrame(map(json.loads, lines))
+        frame = pd.DataFrame(_records(job))
         frame.insert(0, "seed", job.seed)
         frame.insert(0, "start", job.start.name)
         frame.insert(0, "arm", job.arm.name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _records(job: Job) -> list[dict[str, Any]]:
+    """Its logged steps; none of a run without any."""
+    file = job.directory / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def mean_run(arm: Arm, jobs: Iterable[Job]) -> TrainingRun:
