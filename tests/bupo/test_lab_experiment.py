@@ -12,8 +12,9 @@ from pathlib import Path
 
 import bupo
 import pytest
-from bupo.lab.experiment import Laboratory
+from bupo.lab.experiment import GRID_SEED, Laboratory
 from bupo.lab.jobs import side_by_side
+from bupo.lab.learner import Rates
 from bupo.lab.markdown import filled, points, signed, table
 from bupo.lab.plan import FULL, QUICK, Plan
 from bupo.lab.run import Course
@@ -31,7 +32,7 @@ LESSON = Lesson(
 PLAN = Plan(
     lessons=(LESSON,),
     course=Course(steps=4, prompts=8, samples=4, look_every=2, fixed=4, held_out=8),
-    internal_steps=2, seeds=(1, 2, 3), other_seeds=(1,), layer=1, problems=8, samples=4,
+    internal_steps=2, seeds=3, other_seeds=1, layer=1, problems=8, samples=4,
     analyzed=8, probed=16, learning_rates=(1e-4, 1e-3), race=2,
 )  # fmt: skip
 
@@ -52,24 +53,45 @@ def test_every_arm_has_its_runs(found):
     assert set(counts.values()) == {1}
     assert set(counts) == {it.name for it in found.arms[2:]}
     steps = found.outcomes.set_index(["arm", "seed"])["internal_steps"]
-    assert steps["BuPO", 1] == 2
-    assert steps["InterGRPO throughout", 1] == 4
-    assert steps["GRPO", 1] == 0
+    assert steps["BuPO", 101] == 2
+    assert steps["InterGRPO throughout", 101] == 4
+    assert steps["GRPO", 101] == 0
     assert found.curves["arm"].nunique() == len(found.arms) - 1  # one makes no step
 
 
 def test_arms_meet_the_same_problems(found):
     """At step 1 all weights are the start's, and so are the answers and their rewards."""
-    first = found.curves[(found.curves["step"] == 1) & (found.curves["seed"] == 1)]
+    first = found.curves[(found.curves["step"] == 1) & (found.curves["seed"] == 101)]
     assert first["bupo/reward"].nunique() == 1
     assert found.curves[found.curves["step"] == 1]["bupo/reward"].nunique() > 1
 
 
 def test_the_grid_chooses_on_the_development_split(found):
     means = found.grid.groupby(["arm", "lr"])["avg"].mean()
-    assert means["GRPO"][found.rates.lr] == means["GRPO"].max()
-    assert means["BuPO"][found.rates.internal_lr] == means["BuPO"].max()
-    assert {it.course.rates for it in found.jobs} == {found.rates}
+    for method in ("GRPO", "BuPO"):
+        assert means[method][found.rates[method].lr] == means[method].max()
+    assert {it.split for it in found.jobs} == {"test"}
+
+
+def test_variants_have_the_learning_rate_of_what_they_vary(directory):
+    rates = {"GRPO": Rates(lr=1e-5), "BuPO": Rates(lr=1e-3)}
+    jobs = Laboratory(PLAN, directory, workers=1).jobs(1, rates)
+    used = {it.arm.name: it.course.rates.lr for it in jobs}
+    for name in ("GRPO", "PPO", "GRPO, entropy bonus first", "GRPO, s_inter steps fewer"):
+        assert used[name] == 1e-5
+    for name in ("BuPO", "BuPO, layer 2", "GRPO on layers <= l first", "InterGRPO throughout"):
+        assert used[name] == 1e-3
+
+
+def test_no_two_starts_share_a_seed(directory):
+    plan = replace(FULL, layer=2)
+    jobs = Laboratory(plan, directory, workers=1).jobs(2, {"GRPO": Rates(), "BuPO": Rates()})
+    of_starts = [{it.seed for it in jobs if it.start.name == name} for name in ("start1", "start2")]
+    assert not of_starts[0] & of_starts[1]
+    bupo = [it for it in jobs if it.arm.name == "BuPO"]
+    grpo = [it for it in jobs if it.arm.name == "GRPO"]
+    assert [(it.start, it.seed) for it in bupo] == [(it.start, it.seed) for it in grpo]
+    assert len({it.seed for it in bupo}) == 8
 
 
 def test_what_is_finished_is_not_made_again(found, directory):
@@ -77,12 +99,19 @@ def test_what_is_finished_is_not_made_again(found, directory):
         return {it: it.stat().st_mtime_ns for it in directory.rglob("outcome.json")}
 
     before, values = written(), found.outcomes.set_index(["arm", "seed"])["avg"]
-    lost = directory / "arms" / "bupo" / "start1-seed2"
+    lost = directory / "arms" / "bupo" / "start1-seed102"
     shutil.rmtree(lost)
     again = Laboratory(PLAN, directory, workers=1, progress=False).run()
     after = written()
     assert {it for it in before if before[it] != after[it]} == {lost / "outcome.json"}
     assert again.outcomes.set_index(["arm", "seed"])["avg"].equals(values)
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(found):
+    job = found.jobs[0]
+    assert job.finished
+    assert not replace(job, course=replace(job.course, rates=Rates(lr=0.5))).finished
+    assert not replace(job, seed=job.seed + 1).finished
 
 
 def test_another_plan_does_not_go_there(found, directory):
@@ -101,7 +130,7 @@ def test_force_replaces_a_laboratory_and_nothing_else(tmp_path):
 
 
 def test_runs_are_drawn_by_the_commands_of_any_run(found, directory):
-    collection = load_collection([directory / "arms" / "bupo" / "start1-seed1"])
+    collection = load_collection([directory / "arms" / "bupo" / "start1-seed101"])
     assert len(collection.runs) == 1
 
 
@@ -122,13 +151,13 @@ def test_the_page_has_a_picture_of_each_kind_and_no_claim_without_an_interval(fo
     assert "half-width" in text
     quick = replace(found, plan=replace(PLAN, intervals=False), races={})
     text = write_up(quick, tmp_path).read_text()
-    for word in ("half-width", "half_width", "p_holm", "confirmed"):
+    for word in ("half-width", "half_width", "p_holm", "confirmed", "cosine_low", "95 %"):
         assert word not in text
 
 
 def test_a_flat_profile_is_refused(tmp_path):
     flat = replace(LESSON, enough=0.0, bounds=(0.0, 1.0), look_every=1)
-    with pytest.raises(SettingError, match="all flat"):
+    with pytest.raises(SettingError, match="is flat"):
         Laboratory(replace(PLAN, lessons=(flat,)), tmp_path / "x", workers=1, progress=False).run()
 
 
@@ -153,6 +182,19 @@ def test_all_starts_must_recommend_one_layer():
 def test_side_by_side_keeps_the_order(workers):
     found = side_by_side(abs, [-3, 1, -2], abs, workers=workers, title="x", progress=False)
     assert found == [3, 1, 2]
+
+
+def _odd(item):
+    if item % 2:
+        raise SettingError(f"{item} is odd", "give an even one")
+    return item
+
+
+def test_an_error_does_not_keep_the_others_from_being_finished():
+    done = []
+    with pytest.raises(SettingError, match="1 is odd"):
+        side_by_side(_odd, [1, 2, 4], lambda it: done.append(it) or it, workers=2, title="x")
+    assert set(done[3:]) >= {2, 4}
 
 
 def _end(_item):
@@ -187,10 +229,10 @@ def test_processes_end_with_their_parent(tmp_path):
 
 
 def test_plans_are_what_they_promise():
-    assert len(FULL.lessons) * len(FULL.seeds) == 8
-    assert len(FULL.lessons) * len(FULL.other_seeds) >= 4
+    assert len(FULL.lessons) * FULL.seeds == 8
+    assert len(FULL.lessons) * FULL.other_seeds >= 4
     assert not QUICK.intervals
-    assert not set(FULL.grid_seeds) & set(FULL.seeds)
+    assert FULL.seeds < GRID_SEED
     assert json.dumps(FULL, default=vars)
 
 

@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,8 +9,8 @@ import pytest
 from bupo.lab.arms import Arm
 from bupo.lab.jobs import Job
 from bupo.lab.questions import calibration, collapses, cost, layers, ranking, similarity
-from bupo.lab.results import AVERAGE, contrast, contrasts, curves, mean_run, outcomes
-from bupo.lab.run import HELD_OUT, Course
+from bupo.lab.results import AVERAGE, contrast, contrasts, curves, in_common, mean_run, outcomes
+from bupo.lab.run import HELD_OUT, Course, config_of
 from bupo.layer_probe import LayerProbe
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +87,7 @@ def jobs(tmp_path):
         ]
         (directory / "metrics.jsonl").write_text("".join(json.dumps(it) + "\n" for it in steps))
         if seed < 3:
+            (directory / "config.yaml").write_text(config_of(arm, Course(), seed, 1))
             told = {"split": "test", "samples": 4, "right": [0, 1, 4], "seconds": 2.0}
             (directory / "outcome.json").write_text(json.dumps(told))
         found.append(Job(arm, Course(), tmp_path / "start1", seed, directory, 1, "test", 3, 4))
@@ -117,16 +119,16 @@ def looks(arm="InterGRPO throughout", start="start1", seed=1, **columns):
     return pd.DataFrame({"arm": arm, "start": start, "seed": seed, **columns})
 
 
-def test_a_collapse_is_half_of_the_first_accuracy():
-    steps = {"step": [0, 5, 10]}
+def test_a_collapse_is_half_of_the_first_accuracy_in_two_looks_running():
+    steps = {"step": [0, 5, 10, 15, 20]}
     curve = pd.concat(
-        [looks(**steps, **{HELD_OUT: [0.6, 0.31, 0.29]}),
-         looks(seed=2, **steps, **{HELD_OUT: [0.6, 0.5, 0.55]})]
+        [looks(**steps, **{HELD_OUT: [0.6, 0.25, 0.31, 0.29, 0.1]}),
+         looks(seed=2, **steps, **{HELD_OUT: [0.6, 0.5, 0.2, 0.5, 0.55]})]
     )  # fmt: skip
     found = collapses(curve, ["InterGRPO throughout"])
-    assert found["step"].tolist()[0] == 10
+    assert found["step"].tolist()[0] == 20
     assert math.isnan(found["step"].tolist()[1])
-    assert found["last"].tolist() == [0.29, 0.55]
+    assert found["last"].tolist() == [0.1, 0.55]
 
 
 def test_calibration_is_what_the_phase_would_do():
@@ -137,6 +139,9 @@ def test_calibration_is_what_the_phase_would_do():
     assert found["step"].tolist()[:3] == [6, 8, 10]
     assert found["change"].tolist()[:3] == pytest.approx([-0.05, -0.1, -0.4])
     assert found["stopped"].tolist() == [1, 1, 1, 0]
+    # A model that cannot be looked at any more is over every bound.
+    blind = curve.assign(**{"fixed_set/kl": [0.0, 0.0, 0.0, 0.0, math.nan, math.nan]})
+    assert calibration(blind, [2.0])["step"].tolist() == [10]
 
 
 def test_similarity_counts_the_runs_in_which_it_rises():
@@ -171,6 +176,23 @@ def test_layers_are_ranked_by_what_they_lead_to():
     assert found["start1"].tolist() == [0.6, 0.5, 0.7]
     cosines = pd.DataFrame({"layer": [1, 2, 3], "cosine": [0.1, 0.3, 0.9]})
     probe = LayerProbe(cosines, 0.1, 4, 8, 32, 8, 8, 1.0, 0)
-    ranked = ranking(found, {"start1": probe, "start2": probe}, 2).set_index("start")
-    assert ranked.loc["start1"].tolist() == [3, 2, 3, 3, 1, pytest.approx(0.5)]
-    assert ranked.loc["start2"].tolist() == [2, 2, 1, 3, 3, pytest.approx(-0.5)]
+
+    class Told:
+        def recommend(self, *, reading):
+            layers = {"raw": (None, 3), "normed": (2, 1)}[reading]
+            return SimpleNamespace(layer=layers[0], paper_rule_layer=layers[1])
+
+    told = SimpleNamespace(analysis=Told(), probe=probe)
+    ranked = ranking(found, {"start1": told, "start2": told}).set_index("start")
+    assert ranked["best"].tolist() == [3, 2]
+    assert ranked["paper"].tolist() == [3, 3]
+    assert ranked["paper_rank"].tolist() == [1, 3]
+    assert ranked["normed_rank"].tolist() == [3, 1]
+    assert ranked["cosine_rank"].tolist() == [1, 3]
+    assert ranked["spearman"].tolist() == pytest.approx([0.5, -0.5])
+
+
+def test_a_table_of_what_all_have():
+    whole = frame(a=[0.6, 0.7, 0.5, 0.65], b=[0.5, 0.5])
+    assert in_common(whole)["seed"].tolist() == [0, 0, 0, 0]
+    assert sorted(in_common(whole)["arm"]) == ["a", "a", "b", "b"]

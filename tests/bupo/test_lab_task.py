@@ -37,6 +37,9 @@ def test_what_is_tested_was_never_trained_on():
     assert not pairs["train"] & (pairs["development"] | pairs["test"])
     assert not pairs["development"] & pairs["test"]
     assert len(set().union(*pairs.values())) == 210
+    second = {frozenset((sum(it.numbers[:2]), it.numbers[2])) for it in draw_sums("train", 3000, 1)}
+    assert not second & (pairs["development"] | pairs["test"])
+    assert second & pairs["train"]
     assert len(pairs["test"]) == 42
 
 

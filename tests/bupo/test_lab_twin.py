@@ -12,10 +12,10 @@ from bupo.lab.twin import HERE, VERL, run_twins, write_problems
 from test_lab_experiment import LESSON
 
 COURSE = Course(
-    steps=4, prompts=8, samples=4, rates=Rates(lr=1e-3, internal_lr=5.0), look_every=2, fixed=4,
+    steps=4, prompts=8, samples=4, rates=Rates(lr=1e-3), look_every=2, fixed=4,
     held_out=4,
 )  # fmt: skip
-BUPO = Arm("BuPO, one rate", layer=1, internal_steps=2, internal=True, one_rate=True)
+BUPO = Arm("BuPO", layer=1, internal_steps=2, internal=True)
 
 
 def job_in(directory):

@@ -19,7 +19,7 @@ def main(
         int | None, typer.Option(min=1, help="Processes of one thread; default: one a core.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace another plan's laboratory there.")
+        bool, typer.Option("--force", help="Start anew, removing the laboratory there.")
     ] = False,
     debug: Debug = False,
 ) -> None:

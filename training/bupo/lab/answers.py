@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pandas as pd
 
 from bupo.lab import questions
 from bupo.lab.arms import AUTOMATIC, BUPO, GRPO, INTER_GRPO
 from bupo.lab.findings import Findings
 from bupo.lab.markdown import points, signed, table
+from bupo.lab.run import PHASE
 
 __all__ = [
     "automatic",
@@ -65,7 +69,7 @@ def collapse(found: Findings) -> str:
         )  # fmt: skip
     return f"""## Does InterGRPO alone collapse, and when?
 
-Collapsed: fewer than half as many held-out problems right as at step 0.
+Collapsed: fewer than half as many held-out problems right as at step 0, in two looks running.
 {table(pd.DataFrame(rows))}
 ![Training dynamics, Figure 4](figures/figure4.png) ![Collapse](figures/collapse.png)
 """
@@ -74,17 +78,17 @@ Collapsed: fewer than half as many held-out problems right as at step 0.
 def layers(found: Findings) -> str:
     """BuPO at each layer, and what foretold it."""
     frame = questions.layers(found.outcomes, found.of_layers)
-    probes = {start: it.probe for start, it in found.inspections.items()}
-    ranked = questions.ranking(frame, probes, found.layer)
-    for name in (*probes, "all"):
+    ranked = questions.ranking(frame, found.inspections)
+    for name in (*found.inspections, "all"):
         frame[name] = frame[name].map(points)
-    return f"""## Does the layer matter, and what ranks the layers?
+    return f"""## What ranks the layers?
 
 Avg@K (%) of BuPO at each layer, over the seeds that all layers have.
 {table(frame)}
-Which layer did best, and where the recommended one and that with the greatest gradient cosine
-stand among the {len(frame)} (1 is the best); Spearman's rank correlation of cosines and outcomes.
-With {frame["runs"].iloc[0] // max(1, len(probes))} runs a layer and start these ranks are noisy.
+Which layer did best, and where three that were named beforehand stand among the {len(frame)} (1 is
+the best): by the paper's rule read literally, by the normed reading, and by the greatest gradient
+cosine; Spearman's rank correlation of cosines and outcomes. With
+{frame["runs"].iloc[0] // len(found.inspections)} runs a layer and start these ranks are noisy.
 {table(ranked)}
 ![Layers](figures/layers.png)
 """
@@ -92,20 +96,30 @@ With {frame["runs"].iloc[0] // max(1, len(probes))} runs a layer and start these
 
 def automatic(found: Findings) -> str:
     """Where `internal_steps: auto` stops, and where other bounds would."""
-    bound = found.plan.course.kl_bound
-    runs = found.outcomes[found.outcomes["arm"] == AUTOMATIC]
-    fall = questions.collapses(found.curves, [INTER_GRPO])["step"]
-    first = "never" if fall.dropna().empty else f"at step {fall.min():.0f} at the earliest"
-    made = ", ".join(map(str, sorted(runs["internal_steps"])))
+    course = found.plan.course
+    rows = []
+    fall = questions.collapses(found.curves, [INTER_GRPO]).set_index(["start", "seed"])["step"]
+    for job in found.jobs:
+        if job.arm.name == AUTOMATIC and job.finished:
+            told = json.loads((job.directory / PHASE).read_text(encoding="utf-8"))
+            at, why = told["ended"]
+            end = fall.get((job.start.name, job.seed), math.nan)
+            rows.append(
+                {
+                    "start": job.start.name, "seed": job.seed, "internal steps": at, "why": why,
+                    "InterGRPO throughout collapses at": end,
+                }
+            )  # fmt: skip
     frame = questions.calibration(found.curves[found.curves["arm"] == INTER_GRPO], BOUNDS)
     for name in ("change", "worst"):
         frame[name] = frame[name].map(signed)
     return f"""## Does `internal_steps: auto` stop before the collapse?
 
-With its bound of {bound:g} nats it made {made} internal steps; InterGRPO throughout collapses
-{first}. What other bounds on the KL would have done to the runs of InterGRPO throughout: how many
-they stop, at which step (median), and the change of held-out Avg@1 up to there (points; mean and
-worst).
+With a bound of {course.kl_bound:g} nats, a look every {course.look_every} steps, and no limit but
+the run's end:
+{table(pd.DataFrame(rows))}
+What bounds on the KL alone would have done to the runs of InterGRPO throughout: how many they stop,
+at which step (median), and the change of held-out Avg@1 up to there (points; mean and worst).
 {table(frame)}"""
 
 
@@ -122,7 +136,5 @@ def cost(found: Findings) -> str:
     ]
     return f"""## Is the internal step cheaper?
 
-Seconds of an internal step's updates over a full step's: median, least and most of the runs. The
-vocabulary is tiny, so lm_head costs next to nothing here, and a fixed cost of an update next to
-everything.
+Seconds of an internal step's updates over a full step's: median, least and most of the runs.
 {table(pd.DataFrame(rows))}"""

@@ -13,7 +13,7 @@ __all__ = [
     "BUPO",
     "GRPO",
     "INTER_GRPO",
-    "ONE_RATE",
+    "START",
     "Arm",
     "arms",
     "at_layer",
@@ -25,8 +25,6 @@ GRPO, BUPO, INTER_GRPO = "GRPO", "BuPO", "InterGRPO throughout"
 AUTOMATIC = "BuPO, s_inter auto"
 #: What all of them set out from.
 START = "no training"
-#: As the paper and veRL have it: both phases with one learning rate.
-ONE_RATE = "BuPO, one rate"
 #: Of the entropy bonus in its arm.
 ENTROPY_COEFF = 0.01
 
@@ -48,7 +46,6 @@ class Arm:
         freeze_unembedding: E_u is left as it is in them.
         reset_optimizer: AdamW's moments are forgotten after them.
         skipped: steps fewer than the others make.
-        one_rate: pi_l is trained with pi_theta's learning rate.
     """
 
     name: str
@@ -62,7 +59,6 @@ class Arm:
     freeze_unembedding: bool = False
     reset_optimizer: bool = False
     skipped: int = 0
-    one_rate: bool = False
 
     def __post_init__(self) -> None:
         if (self.internal or self.only_lower) and self.layer is None:
@@ -107,8 +103,6 @@ def arms(layer: int, num_layers: int, internal_steps: int, steps: int) -> tuple[
             replace(bupo, name=throughout(it, layer), layer=it, internal_steps=steps)
             for it in dict.fromkeys((layer, num_layers - 1))
         ),
-        replace(bupo, name=f"{INTER_GRPO}, one rate", internal_steps=steps, one_rate=True),
-        replace(bupo, name=ONE_RATE, one_rate=True),
         replace(bupo, name=AUTOMATIC, internal_steps=AUTO),
         replace(grpo, name="GRPO, s_inter steps fewer", skipped=internal_steps),
         replace(bupo, name="GRPO on layers <= l first", internal=False, only_lower=True),

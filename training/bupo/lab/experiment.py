@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,17 @@ from pathlib import Path
 import pandas as pd
 
 from bupo.lab import subject
-from bupo.lab.arms import BUPO, GRPO, ONE_RATE, Arm, arms
+from bupo.lab.arms import BUPO, GRPO, Arm, arms
 from bupo.lab.findings import Findings
 from bupo.lab.jobs import Job, perform, read_outcome, side_by_side
 from bupo.lab.learner import Rates
 from bupo.lab.plan import Plan
-from bupo.lab.results import AVERAGE
+from bupo.lab.questions import KL
+from bupo.lab.results import AVERAGE, records_of
 from bupo.lab.run import Course
 from bupo.lab.starts import Inspection, inspect, recommended
 from bupo.lab.subject import Lesson
+from bupo.lab.task import Split
 from bupo.lab.twin import run_twins
 from bupo.race import Race, Trial, race
 from entropylens.rundir import RUN_FILE, open_run
@@ -29,8 +31,10 @@ from entropylens.training_run import TrainingRun
 
 __all__ = ["Laboratory"]
 
-#: Directories that a laboratory writes, and so that --force may remove.
-OWN = ("start[0-9]*", "grid", "arms", "race", "twins", "figures")
+#: What a laboratory writes, and so that --force may remove.
+OWN = ("start[0-9]*", "grid", "arms", "race", "twins", "figures", "LAB.md")
+#: A start's seeds begin behind its number times the first; those of its grid at the second more.
+SEEDS_OF_A_START, GRID_SEED = 100, 51
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Laboratory:
         """Do what is not done yet, and tell of everything.
 
         Args:
-            force: replace the laboratory of another plan.
+            force: start anew, removing the laboratory that is there.
 
         Raises:
             OutputDirectoryError: the directory holds something else.
@@ -65,7 +69,10 @@ class Laboratory:
         if force and self._is_there():
             for name in OWN:
                 for found in self.directory.glob(name):
-                    shutil.rmtree(found)
+                    if found.is_dir():
+                        shutil.rmtree(found)
+                    else:
+                        found.unlink()
         open_run(self.directory, {"lab": asdict(self.plan)}, force=force)
         inspections, layer, reading = self.prepare()
         rates, grid = self.chosen_rates(layer)
@@ -75,7 +82,7 @@ class Laboratory:
             plan=self.plan, layer=layer, reading=reading, rates=rates, grid=grid,
             teaching={it.name: taught_accuracy(it) for it in self.starts},
             inspections=inspections, arms=self.arms(layer), jobs=tuple(jobs),
-            races=self.races(layer, rates), twins=self.twins(layer, rates),
+            races=self.races(rates), twins=self.twins(jobs),
         )  # fmt: skip
 
     def prepare(self) -> tuple[dict[str, Inspection], int, str]:
@@ -108,50 +115,57 @@ class Laboratory:
         depth = plan.lessons[0].layers
         return arms(layer, depth, plan.internal_steps, plan.course.steps)
 
-    def jobs(self, layer: int, rates: Rates) -> list[Job]:
+    def jobs(self, layer: int, rates: Mapping[str, Rates]) -> list[Job]:
         """All runs of all arms, seed by seed: an interrupted laboratory has whole comparisons."""
         plan = self.plan
-        course = replace(plan.course, rates=rates)
         found = []
-        for seed in plan.seeds:
+        for number in range(1, plan.seeds + 1):
             for arm in self.arms(layer):
-                if seed in plan.other_seeds or arm.name in (GRPO, BUPO):
-                    found += self._jobs(arm, course, layer, [seed], self.directory / "arms")
+                if number <= plan.other_seeds or arm.name in (GRPO, BUPO):
+                    course = replace(plan.course, rates=rates[method_of(arm)])
+                    found += self._jobs(arm, course, layer, number, self.directory / "arms")
         return found
 
-    def chosen_rates(self, layer: int) -> tuple[Rates, pd.DataFrame]:
-        """The grid's learning rates: pi_theta's by GRPO, then pi_l's by BuPO with that one.
+    def chosen_rates(self, layer: int) -> tuple[dict[str, Rates], pd.DataFrame]:
+        """GRPO's and BuPO's, each chosen by its grid; and the grids' runs (`arm, lr, avg`).
 
-        What counts is Avg@K on the development split after the last step; of all of the grid's
-        runs it is returned, too (`arm, lr, avg`).
+        What counts is Avg@K on the development split after the last step. All other arms have the
+        one or the other's.
         """
-        plan, rates = self.plan, self.plan.course.rates
-        if not plan.learning_rates:
-            return rates, pd.DataFrame()
-        grpo, bupo = self.arms(layer)[:2]
-        lrs = plan.learning_rates
-        first = self._tried(grpo, [replace(rates, lr=it) for it in lrs], layer)
-        rates = replace(rates, lr=lrs[int(first.groupby("lr")[AVERAGE].mean().argmax())])
-        second = self._tried(bupo, [replace(rates, internal_lr=it) for it in lrs], layer)
-        rates = replace(rates, internal_lr=lrs[int(second.groupby("lr")[AVERAGE].mean().argmax())])
-        return rates, pd.concat([first, second], ignore_index=True)
+        rates = self.plan.course.rates
+        if not self.plan.learning_rates:
+            return {GRPO: rates, BUPO: rates}, pd.DataFrame()
+        chosen, tried = {}, []
+        for arm in self.arms(layer)[:2]:
+            runs = self._tried(arm, layer)
+            best = runs.groupby("lr")[AVERAGE].mean()
+            chosen[arm.name] = replace(rates, lr=float(best.index[int(best.argmax())]))
+            tried.append(runs)
+        return chosen, pd.concat(tried, ignore_index=True)
 
-    def races(self, layer: int, rates: Rates) -> dict[str, Race]:
+    def races(self, rates: Mapping[str, Rates]) -> dict[str, Race]:
         """A race of all inner layers from each start, by its name."""
         plan = self.plan
-        course = replace(plan.course, rates=rates)
+        course = replace(plan.course, rates=rates[BUPO])
         found = {}
-        for start in self.starts if plan.race else ():
+        for seed, start in zip(self._seeds(1), self.starts if plan.race else (), strict=False):
             place = self.directory / "race" / start.name
             if not (place / "race.json").is_file():
-                trials = partial(self._trials, course=course, start=start, place=place)
+                trials = partial(self._trials, course=course, start=start, seed=seed, place=place)
                 candidates = range(1, plan.lessons[0].layers)
                 race(candidates, plan.race, trials, kl_bound=course.kl_bound).save(place)
             found[start.name] = Race.load(place)
         return found
 
     def _trials(
-        self, layers: Sequence[int], steps: int, *, course: Course, start: Path, place: Path
+        self,
+        layers: Sequence[int],
+        steps: int,
+        *,
+        course: Course,
+        start: Path,
+        seed: int,
+        place: Path,
     ) -> list[Trial]:
         plan = self.plan
         jobs = []
@@ -162,7 +176,7 @@ class Laboratory:
             )  # fmt: skip
             jobs.append(
                 Job(
-                    arm, course, start, plan.seeds[0], place / arm.slug, it, "development",
+                    arm, course, start, seed, place / arm.slug, it, "development",
                     plan.problems, plan.samples,
                 )
             )  # fmt: skip
@@ -171,47 +185,51 @@ class Laboratory:
         for it, job in zip(layers, jobs, strict=True):
             told = read_outcome(job)
             rewards = tuple(right / told["samples"] for right in told["right"])
-            looks = TrainingRun.load(job.directory).looks
-            moved = math.nan if looks is None else float(looks["kl"].iloc[-1])
-            found.append(Trial(it, steps, rewards, moved))
+            # A collapsed model, whose states are NaN, cannot be looked at.
+            last = records_of(job)[-1].get(KL)
+            found.append(Trial(it, steps, rewards, math.nan if last is None else last))
         return found
 
-    def twins(self, layer: int, rates: Rates) -> dict[str, TrainingRun]:
-        """One run in this process and through veRL, by name; {} where not planned."""
+    def twins(self, jobs: Sequence[Job]) -> dict[str, TrainingRun]:
+        """BuPO's first run in this process and through veRL, by name; {} where not planned."""
         if not self.plan.through_verl:
             return {}
-        here = next(it for it in self.jobs(layer, rates) if it.arm.name == ONE_RATE)
+        here = next(it for it in jobs if it.arm.name == BUPO)
         return run_twins(here, self.directory / "twins")
 
-    def _tried(self, arm: Arm, candidates: Sequence[Rates], layer: int) -> pd.DataFrame:
-        """The candidates' runs: `arm, lr, avg`."""
-        jobs = {}
-        for rates in candidates:
-            rate = rates.internal_lr if arm.internal else rates.lr
-            place = self.directory / "grid" / f"lr{rate:g}"
-            course = replace(self.plan.course, rates=rates)
-            of_it = self._jobs(arm, course, layer, self.plan.grid_seeds, place)
-            jobs[rate] = [replace(it, split="development") for it in of_it]
-        self._do([it for of_it in jobs.values() for it in of_it], f"learning rate of {arm.name}")
-        return pd.DataFrame(
-            [
-                {"arm": arm.name, "lr": rate, AVERAGE: accuracy_of(job)}
-                for rate, of_it in jobs.items()
-                for job in of_it
-            ]
-        )
+    def _tried(self, arm: Arm, layer: int) -> pd.DataFrame:
+        """An arm with each learning rate: `arm, lr, avg`."""
+        plan = self.plan
+        jobs = []
+        for lr in plan.learning_rates:
+            course = replace(plan.course, rates=replace(plan.course.rates, lr=lr))
+            place = self.directory / "grid" / f"lr{lr:g}"
+            for number in range(GRID_SEED, GRID_SEED + plan.grid_seeds):
+                jobs += self._jobs(arm, course, layer, number, place, split="development")
+        self._do(jobs, f"learning rate of {arm.name}")
+        rows = [(arm.name, it.course.rates.lr, accuracy_of(it)) for it in jobs]
+        return pd.DataFrame(rows, columns=["arm", "lr", AVERAGE])
 
     def _jobs(
-        self, arm: Arm, course: Course, layer: int, seeds: Sequence[int], place: Path
+        self,
+        arm: Arm,
+        course: Course,
+        layer: int,
+        number: int,
+        place: Path,
+        split: Split = "test",
     ) -> list[Job]:
+        """An arm's run from each start; no two starts share a seed."""
         return [
             Job(
                 arm, course, start, seed, place / arm.slug / f"{start.name}-seed{seed}", layer,
-                "test", self.plan.problems, self.plan.samples,
+                split, self.plan.problems, self.plan.samples,
             )
-            for seed in seeds
-            for start in self.starts
+            for seed, start in zip(self._seeds(number), self.starts, strict=True)
         ]  # fmt: skip
+
+    def _seeds(self, number: int) -> list[int]:
+        return [SEEDS_OF_A_START * place + number for place in range(1, len(self.starts) + 1)]
 
     def _is_there(self) -> bool:
         """Whether the directory holds a laboratory, of whatever plan."""
@@ -228,6 +246,11 @@ class Laboratory:
 
     def _workers(self, items: Sequence[object]) -> int:
         return max(1, min(self.workers, len(items)))
+
+
+def method_of(arm: Arm) -> str:
+    """Whose learning rate an arm has: that of what it is a variant of."""
+    return GRPO if arm.layer is None else BUPO
 
 
 def accuracy_of(job: Job) -> float:

@@ -28,7 +28,7 @@ class Findings:
         plan: what was done.
         layer: l of BuPO.
         reading: that recommends it, or "given".
-        rates: of all arms.
+        rates: of GRPO's variants and of BuPO's, by these names.
         grid: one row a run of the grid's: `arm, lr, avg` (development split); empty without one.
         teaching: by start, the last look at its accuracy while it was taught.
         inspections: by start.
@@ -41,7 +41,7 @@ class Findings:
     plan: Plan
     layer: int
     reading: str
-    rates: Rates
+    rates: Mapping[str, Rates]
     grid: pd.DataFrame
     teaching: Mapping[str, float]
     inspections: Mapping[str, Inspection]

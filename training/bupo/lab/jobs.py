@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from bupo.lab.arms import Arm
-from bupo.lab.run import Course, evaluate, train
+from bupo.lab.run import CONFIG, Course, config_of, evaluate, train
 from bupo.lab.task import Split
 from entropylens.errors import AllocationError
 from entropylens.files import write_text
@@ -60,8 +60,12 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether its outcome is written."""
-        return (self.directory / OUTCOME).is_file()
+        """Whether its outcome is written, and is that of a run with these settings."""
+        file = self.directory / CONFIG
+        if not (self.directory / OUTCOME).is_file() or not file.is_file():
+            return False
+        wanted = config_of(self.arm, self.course, self.seed, self.watched)
+        return file.read_text(encoding="utf-8") == wanted
 
 
 def perform(job: Job) -> None:
@@ -101,7 +105,9 @@ def side_by_side(
     unit: str = "step",
     progress: bool = True,
 ) -> list[Result]:
-    """What `work` makes of each item, in their order, the dearest being begun first.
+    """What `work` makes of each item, begun and returned in their order.
+
+    An error does not keep the other items from being finished; it is raised then.
 
     Args:
         work: a function that a process of its own can be given.
@@ -125,11 +131,16 @@ def side_by_side(
             return [found[place] for place in range(len(items))]
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_settle) as pool:
-            order = sorted(range(len(items)), key=lambda place: -cost(items[place]))
-            waiting = {pool.submit(work, items[place]): place for place in order}
+            waiting = {pool.submit(work, item): place for place, item in enumerate(items)}
+            failed: Exception | None = None
             try:
                 for done in as_completed(waiting):
-                    place = waiting[done]
+                    place, error = waiting[done], done.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
+                    if isinstance(error, Exception):
+                        failed = failed or error
+                        continue
                     found[place] = done.result()
                     bar.update(cost(items[place]))
             except BrokenProcessPool as error:
@@ -140,6 +151,8 @@ def side_by_side(
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+        if failed is not None:
+            raise failed
     return [found[place] for place in range(len(items))]
 
 

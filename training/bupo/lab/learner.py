@@ -27,11 +27,10 @@ __all__ = ["Learner", "Rates"]
 
 @dataclass(frozen=True)
 class Rates:
-    """How far an update goes; the same in all arms.
+    """How far an update goes.
 
     Args:
-        lr: AdamW's for pi_theta, constant.
-        internal_lr: AdamW's for pi_l.
+        lr: AdamW's, constant, of both policies.
         critic_lr: AdamW's for PPO's critic.
         weight_decay: AdamW's.
         max_grad_norm: what gradients are clipped to.
@@ -39,7 +38,6 @@ class Rates:
     """
 
     lr: float = 1e-4
-    internal_lr: float = 1e-4
     critic_lr: float = 1e-3
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
@@ -87,9 +85,6 @@ class Learner:
         if self._was_first and not first and arm.reset_optimizer:
             self.optimizer.state.clear()
         self._was_first = first
-        for group in self.optimizer.param_groups:
-            own = internal and not arm.one_rate
-            group["lr"] = self.rates.internal_lr if own else self.rates.lr
         with torch.no_grad():
             policy, layer = speak(self.model, responses), speak(self.model, responses, self.probe)
         old = layer if internal else policy

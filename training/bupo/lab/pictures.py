@@ -15,10 +15,18 @@ from bupo.layer_probe import LayerProbe
 from entropylens.plots.layout import layer_axis, legend_above, panels, step_axis
 from entropylens.plots.style import model_colors
 
-__all__ = ["by_arm", "by_k", "by_layer", "collapse", "reward_curves"]
+__all__ = ["by_arm", "by_k", "by_layer", "collapse", "dynamics", "reward_curves"]
 
+#: What `dynamics` shows: a metric and its label.
+_CURVES = (
+    ("bupo/reward", "reward"),
+    ("bupo/entropy_policy", r"entropy of $\pi_\theta$ (nats)"),
+    ("response_length/mean", "tokens a response"),
+)
 #: Starts are told apart by their marks.
 _MARKS = "osD^v"
+#: Steps of a running mean.
+_WINDOW = 5
 
 
 def by_arm(outcomes: pd.DataFrame, *, width: float | None = None) -> Figure:
@@ -80,12 +88,42 @@ def by_k(outcomes: pd.DataFrame, names: Sequence[str], *, width: float | None = 
     return figure
 
 
+def dynamics(
+    curves: pd.DataFrame, names: Sequence[str], internal_steps: int, *, width: float | None = None
+) -> Figure:
+    """Reward, entropy and length over steps: a thin line a run, running means of all (Fig. 4, 7).
+
+    Args:
+        curves: see `results.curves`.
+        names: of the arms.
+        internal_steps: where a dotted line marks the end of the internal phase; 0 for none.
+        width: of the figure in inches.
+    """
+    colors = model_colors(names)
+    with panels(len(_CURVES), per_row=3, size=(2.9, 2.6), width=width) as (figure, axes):
+        for panel, (metric, label) in zip(axes, _CURVES, strict=True):
+            for line, name in zip(("-", "--", "-.", ":"), names, strict=False):
+                of_arm = curves[curves["arm"] == name].pivot_table(
+                    index="step", columns=["start", "seed"], values=metric
+                )
+                smooth = of_arm.rolling(_WINDOW, center=True, min_periods=1).mean()
+                panel.plot(smooth.index, smooth, color=colors[name], lw=0.4, alpha=0.4)
+                _line(panel, smooth.mean(axis=1), name, colors[name], line)
+            if internal_steps:
+                panel.axvline(internal_steps + 0.5, color="0.4", lw=1, ls=":")
+            panel.set_ylabel(label)
+            step_axis(panel)
+        legend_above(figure)
+    return figure
+
+
 def by_layer(
     outcomes: pd.DataFrame,
     of_layers: Mapping[int, str],
     probes: Mapping[str, LayerProbe],
     chosen: int,
     *,
+    intervals: bool,
     width: float | None = None,
 ) -> Figure:
     """BuPO at each inner layer, beside the cosine of its gradient with GRPO's before training.
@@ -95,6 +133,7 @@ def by_layer(
         of_layers: the arm of each layer.
         probes: by start.
         chosen: the recommended layer.
+        intervals: show those of the cosines (over prompts, 95 %).
         width: of the figure in inches.
     """
     colors = model_colors(sorted(probes))
@@ -107,8 +146,9 @@ def by_layer(
                 axes[0].plot([layer] * len(values), values, mark, alpha=0.7, label=start, **look)
             rows = probe.layers
             axes[1].plot(rows["layer"], rows["cosine"], f"{mark}-", lw=1.2, label=start, **look)
-            low, high = rows["cosine_low"], rows["cosine_high"]
-            axes[1].vlines(rows["layer"], low, high, color=colors[start], lw=0.8)
+            if intervals:
+                low, high = rows["cosine_low"], rows["cosine_high"]
+                axes[1].vlines(rows["layer"], low, high, color=colors[start], lw=0.8)
         axes[0].set_ylabel("Avg@$K$ of BuPO (%)")
         axes[1].set_ylabel("cosine with GRPO's gradient")
         for panel in axes:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from scipy import stats
 
 from bupo.lab.results import AVERAGE, INTERNAL
 from bupo.lab.run import HELD_OUT
-from bupo.layer_probe import LayerProbe
+from bupo.lab.starts import Inspection
 from bupo.phase import MIN_STEPS
 
 __all__ = ["calibration", "collapses", "cost", "layers", "ranking", "similarity"]
 
-_KL, _COSINE, _SECONDS = "fixed_set/kl", "fixed_set/cos_final", "timing_s/update_actor"
+KL, _COSINE, _SECONDS = "fixed_set/kl", "fixed_set/cos_final", "timing_s/update_actor"
 _RUN = ["arm", "start", "seed"]
 #: A policy that gets less than this share of its first answers right has collapsed.
 COLLAPSED = 0.5
@@ -39,7 +41,8 @@ def similarity(
     rows = []
     for (arm, start, seed), run in looks[looks["arm"].isin([*names, reference])].groupby(_RUN):
         values = run.set_index("step")[_COSINE]
-        then = values[values.index >= internal_steps].iloc[0]
+        # A collapsed model, whose states are NaN, cannot be looked at.
+        then = next(iter(values[values.index >= internal_steps]), math.nan)
         rows.append((arm, start, seed, values.iloc[0], then, values.iloc[-1]))
     of_runs = pd.DataFrame(rows, columns=[*_RUN, "first", "s_inter", "last"])
     of_runs["rise"] = of_runs["s_inter"] - of_runs["first"]
@@ -60,16 +63,18 @@ def similarity(
 
 
 def collapses(curves: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """When held-out Avg@1 falls below COLLAPSED of step 0's, a run a row.
+    """When held-out Avg@1 falls below COLLAPSED of step 0's in two looks running, a run a row.
 
     Returns:
-        `arm, start, seed, step` (NaN: it never does), `first, last` (Avg@1 at step 0 and the end).
+        `arm, start, seed, step` (of the second look; NaN: it never does), `first, last` (Avg@1 at
+        step 0 and the end).
     """
     rows = []
     looks = curves[curves["arm"].isin(names)].dropna(subset=[HELD_OUT])
     for (arm, start, seed), run in looks.groupby(_RUN):
         values = run.set_index("step")[HELD_OUT]
-        below = values.index[values < COLLAPSED * values.iloc[0]]
+        low = values < COLLAPSED * values.iloc[0]
+        below = values.index[low & low.shift(1, fill_value=False)]
         rows.append(
             {
                 "arm": arm, "start": start, "seed": seed,
@@ -81,9 +86,10 @@ def collapses(curves: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 
 def calibration(curves: pd.DataFrame, bounds: Sequence[float]) -> pd.DataFrame:
-    """Where `internal_steps=auto` would end InterGRPO by its KL, for several bounds.
+    """Where `internal_steps=auto` would end InterGRPO by its KL alone, for several bounds.
 
-    As `bupo.phase`: not before MIN_STEPS, and after two looks running over the bound.
+    As `bupo.phase`: not before MIN_STEPS, and after two looks running over the bound. A model that
+    cannot be looked at any more has collapsed, and is over every bound.
 
     Args:
         curves: see `results.curves`; of InterGRPO throughout alone.
@@ -93,14 +99,15 @@ def calibration(curves: pd.DataFrame, bounds: Sequence[float]) -> pd.DataFrame:
         `kl_bound, runs, stopped` (runs that it ends), `step` (median of these), `change` (mean
         change of held-out Avg@1 from step 0 to there), `worst` (the least of them).
     """
-    looks = curves.dropna(subset=[HELD_OUT, _KL])
+    looks = curves.dropna(subset=[HELD_OUT])
     rows = []
     for bound in bounds:
         steps, changes = [], []
         for _, run in looks.groupby(_RUN):
-            over = (run[_KL] > bound) & (run[_KL].shift(1) > bound) & (run["step"] >= MIN_STEPS)
-            if over.any():
-                stop = run[over].iloc[0]
+            over = ~(run[KL] <= bound)
+            ended = over & over.shift(1, fill_value=False) & (run["step"] >= MIN_STEPS)
+            if ended.any():
+                stop = run[ended].iloc[0]
                 steps.append(stop["step"])
                 changes.append(stop[HELD_OUT] - run[HELD_OUT].iloc[0])
         rows.append(
@@ -129,32 +136,34 @@ def layers(outcomes: pd.DataFrame, of_layers: Mapping[int, str]) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def ranking(of_layers: pd.DataFrame, probes: Mapping[str, LayerProbe], rule: int) -> pd.DataFrame:
+def ranking(of_layers: pd.DataFrame, inspections: Mapping[str, Inspection]) -> pd.DataFrame:
     """How well what is known before training ranks the layers, a start a row.
 
     Args:
         of_layers: what `layers` returns.
-        probes: by start.
-        rule: the recommended layer.
+        inspections: by start.
 
     Returns:
-        `start, best` (layer), `rule, rule_rank` (1: the best), `cosine` (the layer whose gradient
-        points most where GRPO's does), `cosine_rank`, `spearman` (of cosines and outcomes).
+        `start, best` (layer), and where a layer named beforehand stands (1: the best): `paper`
+        (by the paper's rule read literally, raw), `normed` (recommended by the normed reading),
+        `cosine` (whose gradient points most where GRPO's does), each with `<name>_rank`; and
+        `spearman` (of cosines and outcomes).
     """
     rows = []
-    for start, probe in probes.items():
+    for start, it in inspections.items():
         found = of_layers.set_index("layer")[start]
-        cosines = probe.layers.set_index("layer")["cosine"].reindex(found.index)
+        cosines = it.probe.layers.set_index("layer")["cosine"].reindex(found.index)
         ranks = found.rank(ascending=False, method="min").astype(int)
-        best, likeliest = (it.index[int(it.to_numpy().argmax())] for it in (found, cosines))
-        rows.append(
-            {
-                "start": start, "best": best, "rule": rule,
-                "rule_rank": int(ranks[rule]), "cosine": likeliest,
-                "cosine_rank": int(ranks[likeliest]),
-                "spearman": float(stats.spearmanr(cosines, found).statistic),
-            }
-        )  # fmt: skip
+        best, likeliest = (one.index[int(one.to_numpy().argmax())] for one in (found, cosines))
+        named = {
+            "paper": it.analysis.recommend(reading="raw").paper_rule_layer,
+            "normed": it.analysis.recommend(reading="normed").layer,
+            "cosine": likeliest,
+        }
+        row: dict[str, Any] = {"start": start, "best": best}
+        for name, layer in named.items():
+            row |= {name: layer, f"{name}_rank": None if layer is None else ranks[layer]}
+        rows.append(row | {"spearman": float(stats.spearmanr(cosines, found).statistic)})
     return pd.DataFrame(rows)
 
 

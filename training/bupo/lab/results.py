@@ -18,7 +18,18 @@ from entropylens.metrics import pass_at_k
 from entropylens.scores import powers_of_two
 from entropylens.training_run import TrainingRun
 
-__all__ = ["AVERAGE", "Contrast", "contrast", "contrasts", "curves", "mean_run", "outcomes"]
+__all__ = [
+    "AVERAGE",
+    "INTERNAL",
+    "Contrast",
+    "contrast",
+    "contrasts",
+    "curves",
+    "in_common",
+    "mean_run",
+    "outcomes",
+    "records_of",
+]
 
 #: The column of Avg@K.
 AVERAGE = "avg"
@@ -42,10 +53,16 @@ def outcomes(jobs: Iterable[Job]) -> pd.DataFrame:
         row[AVERAGE] = sum(right) / (len(right) * samples)
         for k in powers_of_two(samples):
             row[f"pass@{k}"] = fmean(pass_at_k(samples, it, k) for it in right)
-        row["internal_steps"] = sum(int(it.get(INTERNAL, 0)) for it in _records(job))
+        row["internal_steps"] = sum(int(it.get(INTERNAL, 0)) for it in records_of(job))
         row["seconds"] = told["seconds"]
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def in_common(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `outcomes` whose start and seed every arm has."""
+    arms = frame["arm"].nunique()
+    return frame[frame.groupby(["start", "seed"])["arm"].transform("nunique") == arms]
 
 
 def curves(jobs: Iterable[Job]) -> pd.DataFrame:
@@ -54,7 +71,7 @@ def curves(jobs: Iterable[Job]) -> pd.DataFrame:
     for job in jobs:
         if not job.finished:
             continue
-        frame = pd.DataFrame(_records(job))
+        frame = pd.DataFrame(records_of(job))
         frame.insert(0, "seed", job.seed)
         frame.insert(0, "start", job.start.name)
         frame.insert(0, "arm", job.arm.name)
@@ -62,7 +79,7 @@ def curves(jobs: Iterable[Job]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _records(job: Job) -> list[dict[str, Any]]:
+def records_of(job: Job) -> list[dict[str, Any]]:
     """Its logged steps; none of a run without any."""
     file = job.directory / "metrics.jsonl"
     if not file.is_file():

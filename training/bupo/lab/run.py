@@ -24,12 +24,13 @@ from entropylens.files import make_directory, write_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-__all__ = ["HELD_OUT", "ROLLOUTS", "Course", "evaluate", "train"]
+__all__ = ["CONFIG", "HELD_OUT", "PHASE", "ROLLOUTS", "Course", "config_of", "evaluate", "train"]
 
 logger = logging.getLogger(__name__)
 
 #: Tell the draws of rollouts, and of looks and examinations, from those of demonstrations.
 ROLLOUTS, _LOOKS = 2, 3
+CONFIG, PHASE = "config.yaml", "phase.json"
 #: The metric of looks at the development split: Avg@1.
 HELD_OUT = "lab/held_out"
 
@@ -94,10 +95,9 @@ def train(
         reset_optimizer_at_switch=arm.reset_optimizer,
     )  # fmt: skip
     make_directory(directory)
-    told = {"bupo": asdict(settings), "lab": {"arm": asdict(arm), "course": asdict(course)}}
-    write_text(directory / "config.yaml", json.dumps(told | {"seed": seed}, indent=1) + "\n")
+    write_text(directory / CONFIG, config_of(arm, course, seed, watched))
     learner = Learner(model, arm, course.rates, layer, seed)
-    phase = Phase(settings, directory / "phase.json")
+    phase = Phase(settings, directory / PHASE)
     watch = _Watch(model, tokenizer, course, seed, layer, directory / "fixed_set")
     log = MetricsFile(directory / "metrics.jsonl", step=0)
     steps = course.steps - arm.skipped
@@ -113,6 +113,19 @@ def train(
         of_prompts = answered.rewards.mean(1).tolist()
         phase.saw(step, of_prompts, found.get("fixed_set/kl"))
         log.log(found, step)
+
+
+def config_of(arm: Arm, course: Course, seed: int, watched: int) -> str:
+    """Everything that a run depends on but its start, as its config.yaml holds it.
+
+    The `bupo` node is what figures read: no layer where no policy of one is trained.
+    """
+    steps = arm.internal_steps if arm.internal else 0
+    told = {
+        "bupo": {"layer": arm.layer if arm.internal else None, "internal_steps": steps},
+        "lab": {"arm": asdict(arm), "course": asdict(course), "seed": seed, "watched": watched},
+    }
+    return json.dumps(told, indent=1) + "\n"
 
 
 def evaluate(

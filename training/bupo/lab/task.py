@@ -1,7 +1,8 @@
 r"""The laboratory's task: sums of three numbers, one step at a time.
 
 The prompt "7+12+5=" is answered by "7+12=19;19+5=24;\boxed{24}". Which first two numbers are
-added decides the split, in either order: what is tested was never trained on.
+added decides the split, in either order: a pair that is tested is never added in training, neither
+first nor second.
 """
 
 from __future__ import annotations
@@ -78,6 +79,20 @@ def _pairs(split: Split) -> tuple[tuple[int, int], ...]:
     return tuple(pairs[place] for place in part)
 
 
+@cache
+def _thirds(split: Split, first: int, second: int) -> tuple[int, ...]:
+    """The third numbers of a split's problems with these first two.
+
+    A training problem's second addition is no other split's first one.
+    """
+    between = first + second
+    numbers = range(1, LARGEST + 1)
+    if split != "train" or between > LARGEST:
+        return tuple(numbers)
+    known = set(_pairs("train"))
+    return tuple(it for it in numbers if (min(between, it), max(between, it)) in known)
+
+
 def draw_sums(split: Split, count: int, *key: int) -> list[Sum]:
     """Problems of a split, drawn with replacement.
 
@@ -87,12 +102,13 @@ def draw_sums(split: Split, count: int, *key: int) -> list[Sum]:
         key: what tells this draw from others, a seed among it.
     """
     generator = np.random.default_rng([get_args(Split).index(split), *key])
-    pairs = _pairs(split)
+    pairs = [pair for pair in _pairs(split) if _thirds(split, *pair)]
     found = []
     for _ in range(count):
         pair = pairs[generator.integers(len(pairs))]
         first, second = pair if generator.integers(2) else pair[::-1]
-        found.append(Sum((first, second, int(generator.integers(1, LARGEST + 1)))))
+        thirds = _thirds(split, *pair)
+        found.append(Sum((first, second, thirds[generator.integers(len(thirds))])))
     return found
 
 

@@ -30,7 +30,7 @@ def run_twins(here: Job, directory: Path) -> dict[str, TrainingRun]:
     """The two runs, made where they are not there yet; by name.
 
     Args:
-        here: the run in this process. veRL has one learning rate for both phases: so must its arm.
+        here: the run in this process.
         directory: for veRL's data and run.
 
     Raises:
@@ -42,14 +42,22 @@ def run_twins(here: Job, directory: Path) -> dict[str, TrainingRun]:
     there, data = directory / "verl", directory / "sums.parquet"
     if not data.is_file():
         write_problems(here, data)
-    code = launch.start(launch.plan(PRESET, there, overrides(here, data)))
-    found = {HERE: TrainingRun.load(here.directory), VERL: TrainingRun.load(there)}
-    if code != 0 or len(found[VERL].metrics) < here.course.steps:
-        raise TrainingFilesError(
-            f"veRL ended with exit code {code} in {str(there)!r}",
-            "see its message above; the same command goes on",
-        )
-    return found
+    if _steps_in(there) < here.course.steps:
+        code = launch.start(launch.plan(PRESET, there, overrides(here, data)))
+        if code != 0 or _steps_in(there) < here.course.steps:
+            raise TrainingFilesError(
+                f"veRL ended with exit code {code} in {str(there)!r}",
+                "see its message above; the same command begins that run anew",
+            )
+    return {HERE: TrainingRun.load(here.directory), VERL: TrainingRun.load(there)}
+
+
+def _steps_in(directory: Path) -> int:
+    """Steps that a run has made; one that is stopped leaves no checkpoint to go on from."""
+    try:
+        return len(TrainingRun.load(directory).metrics)
+    except TrainingFilesError:
+        return 0
 
 
 def write_problems(job: Job, file: Path) -> None:
