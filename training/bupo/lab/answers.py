@@ -111,6 +111,8 @@ def automatic(found: Findings) -> str:
                 }
             )  # fmt: skip
     frame = questions.calibration(found.curves[found.curves["arm"] == INTER_GRPO], BOUNDS)
+    fit = frame[(frame["stopped"] == frame["runs"]) & (frame["change"] >= 0)]["kl_bound"]
+    largest = "none of them" if fit.empty else f"{fit.max():g}"
     for name in ("change", "worst"):
         frame[name] = frame[name].map(signed)
     return f"""## Does `internal_steps: auto` stop before the collapse?
@@ -119,7 +121,8 @@ With a bound of {course.kl_bound:g} nats, a look every {course.look_every} steps
 the run's end:
 {table(pd.DataFrame(rows))}
 What bounds on the KL alone would have done to the runs of InterGRPO throughout: how many they stop,
-at which step (median), and the change of held-out Avg@1 up to there (points; mean and worst).
+at which step (median), and the change of held-out Avg@1 up to there (points; mean and worst). The
+largest bound that ends every run before its mean has fallen: {largest}.
 {table(frame)}"""
 
 
