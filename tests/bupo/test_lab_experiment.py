@@ -149,6 +149,8 @@ def test_the_page_has_a_picture_of_each_kind_and_no_claim_without_an_interval(fo
         assert f"figures/{name}.png" in text
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 5000
     assert "half-width" in text
+    for line in text.splitlines():
+        assert "|" not in line or line.startswith("| ")  # tables are left as they are
     quick = replace(found, plan=replace(PLAN, intervals=False), races={})
     text = write_up(quick, tmp_path).read_text()
     for word in ("half-width", "half_width", "p_holm", "confirmed", "cosine_low", "95 %"):
@@ -245,3 +247,4 @@ def test_markdown():
     ]  # fmt: skip
     assert (points(0.1234), signed(0.1234), signed(-0.5)) == ("12.3", "+12.3", "-50.0")
     assert filled("| a |\n| b |\n\nc\nd") == "| a |\n| b |\n\nc d"
+    assert filled("# a\n\n\n| b |\n| c |") == "# a\n\n| b |\n| c |"

@@ -30,7 +30,7 @@ def table(frame: pd.DataFrame, titles: Mapping[str, str] | None = None) -> str:
 
 def filled(text: str) -> str:
     """Paragraphs in lines of equal length; tables, headings and pictures as they are."""
-    parts = text.split("\n\n")
+    parts = [it.strip("\n") for it in text.split("\n\n")]
     return "\n\n".join(it if it.startswith(_AS_IT_IS) else textwrap.fill(it, 100) for it in parts)
 
 
