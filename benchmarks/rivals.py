@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from entropylens.batching import batch, pieces, plan
+from entropylens.batching import batch, pieces
 from entropylens.capture import capture, evaluating
 from entropylens.demo import demo_model
+from entropylens.planning import plan
 from entropylens.policy import VOCAB_TILE
 from entropylens.products import product
 from entropylens.readings import ROWS

@@ -5,7 +5,7 @@ The registered families themselves are in families.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -28,6 +28,7 @@ __all__ = [
     "Family",
     "MisfitError",
     "bind",
+    "continues",
     "decoder_of",
     "first_input",
     "first_tensor",
@@ -167,11 +168,16 @@ class Anatomy:
 
     @property
     def continues(self) -> bool:
-        """Whether a sequence can be read in pieces over the key-value cache.
+        """See `continues`."""
+        return continues(self.mixers)
 
-        Recurrent mixers cannot: transformers continues their state token by token only.
-        """
-        return all(mixer in ("attention", "none") for mixer in self.mixers)
+
+def continues(mixers: Sequence[str]) -> bool:
+    """Whether a model of such mixers can read a sequence in pieces over its key-value cache.
+
+    Recurrent mixers cannot: transformers continues their state token by token only.
+    """
+    return all(mixer in ("attention", "none") for mixer in mixers)
 
 
 def bind(family: Family, model: PreTrainedModel) -> Anatomy:

@@ -1,16 +1,19 @@
-"""Which responses share a forward pass, and the padded tensors for it.
+"""Groups of responses through the model: padded tensors, passes, and the states of each.
 
 Padding goes to the right: with causal attention it cannot reach a position that is read.
 A batch holds at most `batch_tokens` response positions; a response that is longer on its own
 is walked in pieces over the model's key-value cache, or whole where a model has none that
-continues (recurrent mixers). Samples of one prompt that share a pass read the prompt once.
+continues (recurrent mixers). Samples of one prompt in a group read the prompt once, and go on
+from its cache in as many passes as the limit asks for.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -18,14 +21,10 @@ from torch import Tensor
 
 from entropylens.anatomy import Anatomy
 from entropylens.capture import States, capture
+from entropylens.planning import FORWARD_FACTOR, reads_once
 from entropylens.responses import Response
 
-__all__ = ["Batch", "Piece", "batch", "pieces", "plan"]
-
-#: Padded positions of a forward pass, as a multiple of the response positions it may hold.
-FORWARD_FACTOR = 4
-#: Positions of prompts that must be saved for a pass over the prompt alone to pay.
-WORTH_SHARING = 128
+__all__ = ["Batch", "Piece", "batch", "pieces"]
 
 
 @dataclass(frozen=True)
@@ -62,56 +61,6 @@ class Batch:
     owner: Int[Tensor, " positions"]
 
 
-def plan(responses: Sequence[Response], batch_tokens: int) -> list[list[int]]:
-    """Group responses so that each group fits one forward pass.
-
-    Samples of one prompt stay among themselves where reading it once saves enough; else similar
-    lengths come together.
-    """
-    samples: dict[tuple[int, ...], list[int]] = {}
-    for index, response in enumerate(responses):
-        samples.setdefault(response.prompt_ids, []).append(index)
-    groups, others = [], []
-    for prompt, members in samples.items():
-        if _saved(prompt, members) < WORTH_SHARING:
-            others += members
-        else:
-            groups += _fitting(responses, members, batch_tokens)
-    return groups + _fitting(responses, others, batch_tokens)
-
-
-def _saved(prompt: Sequence[int], members: Sequence[int]) -> int:
-    """Positions of a prompt that are not read again; its last one predicts each first token."""
-    return (len(prompt) - 1) * (len(members) - 1)
-
-
-def _fitting(
-    responses: Sequence[Response], members: Sequence[int], batch_tokens: int
-) -> list[list[int]]:
-    """Groups of similar lengths, as even as the limit allows: products of few rows are dear."""
-    total = sum(responses[index].num_tokens for index in members)
-    share = total / max(1, math.ceil(total / batch_tokens))
-    order = sorted(members, key=lambda index: (responses[index].length, index))
-    groups: list[list[int]] = []
-    tokens = 0
-    for index in order:
-        response = responses[index]
-        group = groups[-1] if groups else []
-        fits = (
-            bool(group)
-            and tokens < share
-            and tokens + response.num_tokens <= batch_tokens
-            and (len(group) + 1) * response.length <= FORWARD_FACTOR * batch_tokens
-        )
-        if fits:
-            group.append(index)
-            tokens += response.num_tokens
-        else:
-            groups.append([index])
-            tokens = response.num_tokens
-    return groups
-
-
 def pieces(
     anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int], batch_tokens: int
 ) -> Iterator[Piece]:
@@ -120,8 +69,8 @@ def pieces(
     too_long = first.length > FORWARD_FACTOR * batch_tokens or first.num_tokens > batch_tokens
     if len(group) == 1 and too_long and anatomy.continues:
         yield from _walk(anatomy, first, group[0], batch_tokens)
-    elif anatomy.continues and _share(responses, group):
-        yield _after_prompt(anatomy, responses, group)
+    elif anatomy.continues and reads_once(responses, group):
+        yield from _after_prompt(anatomy, responses, group, FORWARD_FACTOR * batch_tokens)
     else:
         yield _together(anatomy, responses, group)
 
@@ -165,28 +114,46 @@ def _together(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[i
     return Piece(states, whole.tokens, whole.owner)
 
 
-def _share(responses: Sequence[Response], group: Sequence[int]) -> bool:
-    prompt = responses[group[0]].prompt_ids
-    same = all(responses[index].prompt_ids == prompt for index in group)
-    return same and _saved(prompt, group) >= WORTH_SHARING
+def _after_prompt(
+    anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int], most: int
+) -> Iterator[Piece]:
+    """Read the prompt but for its last position, then that one and the answers, a row each.
 
-
-def _after_prompt(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int]) -> Piece:
-    """Read the prompt but for its last position, then that one and the answers, a row each."""
+    No pass and no cache holds more than `most` positions, or those of one response.
+    """
     read = responses[group[0]].prompt_ids[:-1]
-    with torch.inference_mode():
-        ids = torch.tensor([read], device=anatomy.device)
-        cache = anatomy.decoder(input_ids=ids, use_cache=True).past_key_values
-        cache.batch_repeat_interleave(len(group))
-    rest = batch(responses, group, skipped=len(read))
-    padded = {}
-    if rest.mask is not None:
-        before = torch.ones(len(group), len(read), dtype=rest.mask.dtype)
-        padded["attention_mask"] = torch.cat([before, rest.mask], dim=1).to(anatomy.device)
-    states, _ = capture(
-        anatomy, rest.positions, rest.input_ids, past_key_values=cache, use_cache=True, **padded
-    )
-    return Piece(states, rest.tokens, rest.owner)
+    prompt = _cached(anatomy, read, most)
+    length = max(responses[index].length for index in group)
+    passes = math.ceil(len(group) / max(1, most // length))
+    rows = math.ceil(len(group) / passes)  # even: products of few rows are dear
+    for start in range(0, len(group), rows):
+        part = group[start : start + rows]
+        with torch.inference_mode():
+            cache = copy.deepcopy(prompt)
+            cache.batch_repeat_interleave(len(part))
+        rest = batch(responses, part, skipped=len(read))
+        padded = {}
+        if rest.mask is not None:
+            before = torch.ones(len(part), len(read), dtype=rest.mask.dtype)
+            padded["attention_mask"] = torch.cat([before, rest.mask], dim=1).to(anatomy.device)
+        states, output = capture(
+            anatomy, rest.positions, rest.input_ids, past_key_values=cache, use_cache=True, **padded
+        )
+        piece = Piece(states, rest.tokens, rest.owner)
+        del states, output, cache  # beside the piece, only the prompt's own cache is held
+        yield piece
+        del piece
+
+
+@torch.inference_mode()
+def _cached(anatomy: Anatomy, ids: Sequence[int], most: int) -> Any:
+    """The key-value cache of token ids, `most` of them a pass; nothing is captured."""
+    cache = None
+    for start in range(0, len(ids), most):
+        part = torch.tensor([ids[start : start + most]], device=anatomy.device)
+        output = anatomy.decoder(input_ids=part, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+    return cache
 
 
 def _walk(anatomy: Anatomy, response: Response, index: int, batch_tokens: int) -> Iterator[Piece]:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from entropylens.batching import Piece, pieces, plan
+from entropylens.batching import Piece, pieces
 from entropylens.capture import States, evaluating
 from entropylens.control import NormControl
 from entropylens.errors import NonFiniteStatesError
 from entropylens.kernels import fused_reading
 from entropylens.kernels.fused import merge, reduce_rows
 from entropylens.memory import allocations_explained, smaller_batches
+from entropylens.planning import plan
 from entropylens.policy import Accumulator, Body, Unembedding, compute_dtype, policy_head
 from entropylens.products import product
 from entropylens.quantities import prefix_of
@@ -133,7 +134,7 @@ class FFNMeter:
     ) -> Iterator[_Sample]:
         """Samples of several forward passes together, as many positions as are held at a time."""
         held: list[_Sample] = []
-        for group in plan(items, self.batch_tokens):
+        for group in plan(items, self.batch_tokens, shares=self.anatomy.continues):
             seen = dict.fromkeys(group, 0)
             for piece in pieces(self.anatomy, items, group, self.batch_tokens):
                 sample = self._sample(piece, chosen, seen)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm import tqdm
 
-from entropylens.batching import plan
+from entropylens.anatomy import continues
 from entropylens.capture import evaluating
 from entropylens.kernels.compiled import select_body
 from entropylens.memory import allocations_explained, estimate, smaller_batches
 from entropylens.meter import Meter
+from entropylens.planning import plan
 from entropylens.policy import EAGER, Body
 from entropylens.precision import settle
 from entropylens.responses import Response, Responses
@@ -123,7 +124,9 @@ def measure(
     facts = subject.facts
     frames, tokens = ([], []) if run is None else run.finished()
     finished = {index for frame in frames for index in frame["response_id"]}
-    groups = [[index for index in it if index not in finished] for it in plan(items, batch_tokens)]
+    shares = subject.remote is None and continues(facts.mixers)
+    planned = plan(items, batch_tokens, shares=shares)
+    groups = [[index for index in it if index not in finished] for it in planned]
     groups = [group for group in groups if group]
     total = sum(response.num_tokens for response in items)
     sites = 4 * facts.num_layers + 2

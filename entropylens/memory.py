@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 
 from entropylens.anatomy import Anatomy
-from entropylens.batching import FORWARD_FACTOR
 from entropylens.errors import AllocationError
+from entropylens.planning import FORWARD_FACTOR
 from entropylens.policy import VOCAB_TILE
 
 __all__ = ["allocations_explained", "estimate", "is_allocation_failure", "smaller_batches"]

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from entropylens.batching import Piece, pieces, plan
+from entropylens.batching import Piece, pieces
 from entropylens.capture import evaluating
 from entropylens.fast_reading import FastSites, why_not_fast
+from entropylens.planning import plan
 from entropylens.policy import Body, policy_head
 from entropylens.quantities import READINGS
 from entropylens.readings import PolicyReadings, normed_sites, raw_sites, read_policies
@@ -176,7 +177,7 @@ def _sampled(subject: Subject, items: Sequence[Response], batch_tokens: int) -> 
     chosen = [items[order[place]] for place in places.tolist()]
     wanted = min(MOST, max(LEAST, round(SAMPLE * sum(it.num_tokens for it in items))))
     share = wanted / sum(response.num_tokens for response in chosen)
-    for group in plan(chosen, batch_tokens):
+    for group in plan(chosen, batch_tokens, shares=subject.anatomy.continues):
         for piece in pieces(subject.anatomy, chosen, group, batch_tokens):
             there = len(piece.tokens)
             count = min(there, max(1, round(share * there)))

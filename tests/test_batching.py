@@ -4,13 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import EVERY_FAMILY, tiny_model
 
 import entropylens
-from entropylens import batching
-from entropylens.batching import FORWARD_FACTOR, WORTH_SHARING, pieces, plan
+from entropylens import planning
+from entropylens.batching import pieces
+from entropylens.capture import capture
+from entropylens.planning import FORWARD_FACTOR, WORTH_SHARING, plan, reads_once
 from entropylens.recognition import anatomy_of
 from entropylens.responses import Response
 
@@ -18,28 +20,42 @@ from entropylens.responses import Response
 @contextmanager
 def worth_sharing(positions):
     """Share a prompt where that saves so many positions."""
-    before = batching.WORTH_SHARING
-    batching.WORTH_SHARING = positions
+    before = planning.WORTH_SHARING
+    planning.WORTH_SHARING = positions
     try:
         yield
     finally:
-        batching.WORTH_SHARING = before
+        planning.WORTH_SHARING = before
 
 
 _models = {}
-lengths = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60)), min_size=1, max_size=30)
+SITES = ("embedding", "attn_in", "attn_out", "ffn_in", "ffn_out", "stream_out", "final")
+#: Few lengths of prompts, so that some are one prompt's samples.
+prompt_lengths = st.sampled_from([1, 6, 18, 40])
+answer_lengths = st.integers(1, 9) | st.integers(1, 60)
+lengths = st.lists(st.tuples(prompt_lengths, answer_lengths), min_size=1, max_size=30)
 
 
-@given(lengths=lengths, batch_tokens=st.integers(1, 80), worth=st.sampled_from([1, 20, 10**9]))
-def test_a_plan_holds_every_response_once_within_the_limit(lengths, batch_tokens, worth):
+@given(
+    lengths=lengths,
+    batch_tokens=st.integers(1, 80),
+    worth=st.sampled_from([1, 20, 10**9]),
+    shares=st.booleans(),
+)
+@example(lengths=[(40, 1)] * 10, batch_tokens=10, worth=10**9, shares=True)
+def test_a_plan_holds_every_response_once_within_the_limit(lengths, batch_tokens, worth, shares):
+    """A prompt that is read once counts by its last position alone, in each row."""
     responses = [Response((0,) * prompt, (0,) * response) for prompt, response in lengths]
     with worth_sharing(worth):
-        groups = plan(responses, batch_tokens)
+        groups = plan(responses, batch_tokens, shares=shares)
+        once = [shares and reads_once(responses, group) for group in groups]
     assert sorted(index for group in groups for index in group) == list(range(len(responses)))
-    for group in groups:
+    for group, read_once in zip(groups, once, strict=True):
         if len(group) > 1:
             assert sum(responses[index].num_tokens for index in group) <= batch_tokens
             width = max(responses[index].length for index in group)
+            if read_once:
+                width -= len(responses[group[0]].prompt_ids) - 1
             assert len(group) * width <= FORWARD_FACTOR * batch_tokens
 
 
@@ -94,22 +110,43 @@ def seen_by(model):
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_a_prompt_that_is_read_once_gives_the_same_states(family):
-    """Windows shorter than the prompt, learnt and relative positions, experts: all that continues;
-    the others read every prompt."""
+    """Beyond every window and chunk, learnt and relative positions, experts; the prompt in one
+    pass or several, the answers too. Models that do not continue read every prompt."""
     model = tiny_model(family, torch.float64)
-    anatomy, items = anatomy_of(model), samples([4])
-    with worth_sharing(10**9):
-        (whole,) = pieces(anatomy, items, range(4), 512)
+    anatomy = anatomy_of(model)
+    generator = np.random.default_rng(3)
+    prompt = tuple(generator.integers(0, 96, 70).tolist())
+    items = [Response(prompt, tuple(generator.integers(0, 96, n).tolist())) for n in (9, 20, 1)]
+    alone = [
+        capture(
+            anatomy,
+            torch.arange(len(prompt) - 1, it.length),
+            torch.tensor([(*it.prompt_ids, *it.response_ids)[:-1]]),
+            use_cache=False,
+        )[0]
+        for it in items
+    ]
     seen = seen_by(model)
-    with worth_sharing(1):
-        (shared,) = pieces(anatomy, items, range(4), 512)
-    assert (len(seen) == 2) == anatomy.continues
-    assert shared.tokens.equal(whole.tokens)
-    assert shared.owner.equal(whole.owner)
-    for name in ("embedding", "attn_in", "attn_out", "ffn_in", "ffn_out", "stream_out", "final"):
-        torch.testing.assert_close(
-            getattr(shared.states, name), getattr(whole.states, name), rtol=1e-5, atol=1e-6
-        )
+    # All at once; and 48 positions a pass, fewer than one response has.
+    at_once, in_parts = [(1, 69), (3, 20)], [(1, 48), (1, 21), (1, 9), (1, 20), (1, 1)]
+    for batch_tokens, passes in ((512, at_once), (12, in_parts)):
+        seen.clear()
+        found = list(pieces(anatomy, items, range(3), batch_tokens))
+        assert seen == (passes if anatomy.continues else [(3, 89)])
+        if not anatomy.continues:
+            continue
+        owner = torch.cat([it.owner for it in found])
+        tokens = torch.cat([it.tokens for it in found])
+        for index, it in enumerate(items):
+            assert tuple(tokens[owner == index].tolist()) == it.response_ids
+            for name in SITES:
+                states = torch.cat([getattr(it.states, name) for it in found], dim=-2)
+                torch.testing.assert_close(
+                    states[..., owner == index, :],
+                    getattr(alone[index], name),
+                    rtol=1e-5,
+                    atol=1e-6,
+                )
 
 
 @settings(max_examples=12, deadline=None)
@@ -135,7 +172,7 @@ def test_a_prompt_is_read_once_for_its_samples():
     prompt = tuple(range(WORTH_SHARING // 4 + 1))
     items = [Response(prompt, (1, 2, 3)) for _ in range(5)]
     anatomy, seen = anatomy_of(model), seen_by(model)
-    (group,) = plan(items, 512)
+    (group,) = plan(items, 512, shares=True)
     (piece,) = pieces(anatomy, items, group, 512)
     assert seen == [(1, len(prompt) - 1), (5, 3)]
     assert len(piece.tokens) == 15
@@ -147,3 +184,38 @@ def test_a_prompt_that_saves_too_little_is_read_with_each_answer():
     anatomy, seen = anatomy_of(model), seen_by(model)
     list(pieces(anatomy, items, range(4), 512))
     assert seen == [(4, 4)]
+
+
+def test_a_prompt_longer_than_a_pass_is_read_once():
+    """Neither a pass nor a cache of several rows holds more than FORWARD_FACTOR * batch_tokens."""
+    model = tiny_model("llama", torch.float64)
+    prompt = tuple(index % 96 for index in range(100))
+    items = [Response(prompt, (1, 2, 3, 4 + index)) for index in range(4)]
+    anatomy, seen = anatomy_of(model), seen_by(model)
+    (group,) = plan(items, 16, shares=True)
+    assert len(list(pieces(anatomy, items, group, 16))) == 4
+    assert seen == [(1, 64), (1, 35), *[(1, 4)] * 4]
+    seen.clear()
+    (group,) = plan(items, 64, shares=True)
+    assert len(list(pieces(anatomy, items, group, 64))) == 2
+    assert seen == [(1, 99), (2, 4), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("family", "passes"),
+    [
+        ("llama", [(1, WORTH_SHARING), (2, 3)] * 3),
+        ("mamba", [(6, WORTH_SHARING + 3)]),
+    ],
+)
+def test_only_a_model_that_continues_is_given_a_prompt_at_a_time(family, passes):
+    model = tiny_model(family)
+    items = [
+        Response((prompt,) * (WORTH_SHARING + 1), (1, 2, sample))
+        for prompt in range(3)
+        for sample in range(2)
+    ]
+    seen = seen_by(model)
+    entropylens.analyze(model, items, progress=False)
+    assert seen[-len(passes) :] == passes
+    assert (2, 3) not in seen[: -len(passes)]  # what is left is the trial of the model

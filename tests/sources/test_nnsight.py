@@ -19,6 +19,7 @@ from entropylens.errors import (
 )
 from entropylens.quantities import quantities_of
 from entropylens.recognition import anatomy_of
+from entropylens.responses import Response
 from entropylens.sources import hf, nnsight_trace
 from entropylens.sources import nnsight as front
 from entropylens.verification import trial_ids, verify
@@ -105,6 +106,23 @@ def test_a_reading_is_read_alone_and_without_padding(reading, responses):
     for _ in range(2):  # the second time with the control's curve of the first
         found = reader.read(input_ids, None, *chosen, reading=reading, seed=7)
         assert_same(found, owner, local)
+
+
+def test_a_server_is_asked_no_more_often_for_samples_of_a_prompt(monkeypatch):
+    """It has no cache to go on from, so prompts share its batches."""
+    asked = []
+    read = front.RemoteReader.read
+    monkeypatch.setattr(
+        front.RemoteReader, "read", lambda *args: asked.append(len(args[1])) or read(*args)
+    )
+    items = [Response((prompt,) * 130, (1, 2, sample)) for prompt in (3, 4) for sample in (5, 6)]
+    model = tiny_model("llama")
+    found = entropylens.analyze(nnsight_model(model), items, remote="local", progress=False)
+    assert asked == [4]
+    local = entropylens.analyze(model, items, progress=False)
+    np.testing.assert_allclose(
+        found.layers["entropy_layer"], local.layers["entropy_layer"], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "phi"])

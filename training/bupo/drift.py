@@ -18,9 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from entropylens.anatomy import Anatomy
-from entropylens.batching import pieces, plan
+from entropylens.batching import pieces
 from entropylens.errors import WeightsError
 from entropylens.files import write_whole
+from entropylens.planning import plan
 from entropylens.policy import Unembedding, compute_dtype, policy_head
 from entropylens.responses import Response
 from entropylens.transform import OutputTransform
@@ -134,7 +135,7 @@ def measure_drift(
     unread = (lengths.cumsum(0) - lengths).tolist()  # each response's next place in the set
     bar = tqdm(total=total, desc="comparing", unit="tok", disable=not progress)
     with bar, torch.inference_mode():
-        for group in plan(responses, batch_tokens):
+        for group in plan(responses, batch_tokens, shares=anatomy.continues):
             for piece in pieces(anatomy, responses, group, batch_tokens):
                 final, rows = piece.states.final, _places(piece.owner, unread)
                 cosines.append(similarity(piece.states.stream_out[layer - 1 :]).sum(-1).tolist())

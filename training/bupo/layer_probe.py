@@ -26,11 +26,11 @@ from tqdm import tqdm
 from bupo.alignment import Sketch, aligned, dot
 from bupo.policy_gradients import GradientSum, PolicyGradients, shared_parameters
 from entropylens.anatomy import Anatomy
-from entropylens.batching import plan
 from entropylens.capture import evaluating
 from entropylens.errors import AnalysisFilesError, SettingError
 from entropylens.files import make_directory, write_text, write_whole
 from entropylens.memory import allocations_explained
+from entropylens.planning import plan
 from entropylens.recognition import anatomy_of
 from entropylens.resampling import RESAMPLES, PromptSums
 from entropylens.responses import Limits, Response, parse_responses
