@@ -55,6 +55,7 @@ def train(
     with reported(debug):
         try:
             from bupo import launch
+            from bupo.race import RACE
         except ModuleNotFoundError as error:
             raise SettingError(
                 f"training needs {error.name}, which is not installed",
@@ -65,7 +66,7 @@ def train(
         composed, _ = launch.compose(config, given)
         directory = output or Path("runs") / Path(config).stem
         given += launch.internal_steps_overrides(composed, internal_steps)
-        if layer is not None and layer.startswith("race:"):
+        if layer is not None and layer.startswith(RACE):
             from bupo.race_runs import plan_race
 
             if probe_layers:

@@ -13,10 +13,10 @@ from entropylens.plots.layout import footnote, legend_above, panels, step_axis
 from entropylens.plots.style import model_colors
 from entropylens.training_run import TrainingRun
 
-__all__ = ["dynamics"]
+__all__ = ["CURVES", "dynamics"]
 
 #: What is shown: the metrics that may hold it, and its label.
-_CURVES = (
+CURVES = (
     (("bupo/reward", "critic/rewards/mean"), "reward"),
     (("bupo/entropy_policy", "actor/entropy"), r"entropy of $\pi_\theta$ (nats)"),
     (("response_length/mean",), "tokens a response"),
@@ -47,9 +47,9 @@ def dynamics(
         TrainingFilesError: a run has not logged one of these.
     """
     colors = colors or model_colors([run.name for run in runs])
-    with panels(len(_CURVES), per_row=3, size=(2.9, 2.6), width=width) as (figure, axes):
+    with panels(len(CURVES), per_row=3, size=(2.9, 2.6), width=width) as (figure, axes):
         missing = []
-        for panel, (names, label) in zip(axes, _CURVES, strict=True):
+        for panel, (names, label) in zip(axes, CURVES, strict=True):
             for place, run in enumerate(runs):
                 line, color = _LINES[place % len(_LINES)], colors[run.name]
                 values = run.curve(*names)

@@ -37,6 +37,11 @@ PLAN = Plan(
 )  # fmt: skip
 
 
+def with_bupo():
+    """The environment of a process that imports what this one does."""
+    return os.environ | {"PYTHONPATH": str(Path(bupo.__file__).parents[1])}
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     return tmp_path_factory.mktemp("lab") / "run"
@@ -117,6 +122,16 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(found):
 def test_another_plan_does_not_go_there(found, directory):
     with pytest.raises(OutputDirectoryError, match="a run with other settings"):
         Laboratory(replace(PLAN, problems=9), directory, workers=1).run()
+
+
+def test_the_command_says_in_a_line_what_is_wrong(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    command = [sys.executable, "-m", "bupo.lab", "--quick", "-o", str(tmp_path)]
+    found = subprocess.run(command, env=with_bupo(), capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr.startswith(f"error: '{tmp_path}' holds something else: ")
+    assert len(found.stderr.splitlines()) == 1
+    assert [it.name for it in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_force_replaces_a_laboratory_and_nothing_else(tmp_path):
@@ -217,9 +232,7 @@ def test_processes_end_with_their_parent(tmp_path):
         f"    side_by_side(work, ['{tmp_path}/a', '{tmp_path}/b'], len, workers=2, title='x')\n"
     )
     (tmp_path / "parent.py").write_text(script)
-    found = {"PYTHONPATH": str(Path(bupo.__file__).parents[1])}
-    command = [sys.executable, str(tmp_path / "parent.py")]
-    parent = subprocess.Popen(command, env=os.environ | found)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], env=with_bupo())
     while not all((tmp_path / it).is_file() and (tmp_path / it).read_text() for it in "ab"):
         assert parent.poll() is None
         time.sleep(0.1)

@@ -10,6 +10,7 @@ from entropylens.errors import SettingError
 
 __all__ = [
     "AUTOMATIC",
+    "BASELINES",
     "BUPO",
     "GRPO",
     "INTER_GRPO",
@@ -17,12 +18,13 @@ __all__ = [
     "Arm",
     "arms",
     "at_layer",
-    "throughout",
 ]
 
 #: The two arms of the primary contrast, the one that the paper says collapses, and one beyond it.
 GRPO, BUPO, INTER_GRPO = "GRPO", "BuPO", "InterGRPO throughout"
 AUTOMATIC = "BuPO, s_inter auto"
+#: Beside GRPO, with their estimators of advantages.
+BASELINES = {"PPO": "gae", "RLOO": "rloo", "REINFORCE++": "reinforce_plus_plus"}
 #: What all of them set out from.
 START = "no training"
 #: Of the entropy bonus in its arm.
@@ -75,7 +77,7 @@ def at_layer(layer: int, recommended: int) -> str:
     return BUPO if layer == recommended else f"{BUPO}, layer {layer}"
 
 
-def throughout(layer: int, recommended: int) -> str:
+def _throughout(layer: int, recommended: int) -> str:
     """The name of InterGRPO without an end at a layer."""
     return INTER_GRPO if layer == recommended else f"{INTER_GRPO}, layer {layer}"
 
@@ -95,12 +97,10 @@ def arms(layer: int, num_layers: int, internal_steps: int, steps: int) -> tuple[
     return (
         grpo,
         bupo,
-        replace(grpo, name="PPO", estimator="gae"),
-        replace(grpo, name="RLOO", estimator="rloo"),
-        replace(grpo, name="REINFORCE++", estimator="reinforce_plus_plus"),
+        *(replace(grpo, name=name, estimator=it) for name, it in BASELINES.items()),
         *(replace(bupo, name=at_layer(other, layer), layer=other) for other in others),
         *(
-            replace(bupo, name=throughout(it, layer), layer=it, internal_steps=steps)
+            replace(bupo, name=_throughout(it, layer), layer=it, internal_steps=steps)
             for it in dict.fromkeys((layer, num_layers - 1))
         ),
         replace(bupo, name=AUTOMATIC, internal_steps=AUTO),

@@ -146,9 +146,11 @@ class Laboratory:
     def races(self, rates: Mapping[str, Rates]) -> dict[str, Race]:
         """A race of all inner layers from each start, by its name."""
         plan = self.plan
+        if not plan.race:
+            return {}
         course = replace(plan.course, rates=rates[BUPO])
         found = {}
-        for seed, start in zip(self._seeds(1), self.starts if plan.race else (), strict=False):
+        for seed, start in zip(self._seeds(1), self.starts, strict=True):
             place = self.directory / "race" / start.name
             if not (place / "race.json").is_file():
                 trials = partial(self._trials, course=course, start=start, seed=seed, place=place)

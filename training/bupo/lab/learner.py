@@ -70,25 +70,25 @@ class Learner:
                 max_grad_norm=rates.max_grad_norm, updates=rates.updates, seed=seed,
             )  # fmt: skip
         self._left_alone = tuple(_left_alone(model, arm))
-        self._was_first = False
+        self._was_in_phase = False
 
-    def learn(self, answered: Answered, step: int, *, first: bool) -> dict[str, float]:
+    def learn(self, answered: Answered, step: int, *, in_phase: bool) -> dict[str, float]:
         """The updates of one step; returns its numbers, under the names that `bupo` logs.
 
         Args:
             answered: the policy's own answers.
             step: from 1.
-            first: whether it is one of the arm's internal steps.
+            in_phase: whether it is one of the arm's internal steps.
         """
         arm, responses = self.arm, answered.responses
-        internal = first and arm.internal
-        if self._was_first and not first and arm.reset_optimizer:
+        internal = in_phase and arm.internal
+        if self._was_in_phase and not in_phase and arm.reset_optimizer:
             self.optimizer.state.clear()
-        self._was_first = first
+        self._was_in_phase = in_phase
         with torch.no_grad():
             policy, layer = speak(self.model, responses), speak(self.model, responses, self.probe)
         old = layer if internal else policy
-        signal = self._signal(answered, old.mask, step, shuffled=first and arm.shuffled)
+        signal = self._signal(answered, old.mask, step, shuffled=in_phase and arm.shuffled)
         start = time.perf_counter()
         norms = []
         for part in torch.arange(len(responses)).chunk(self.rates.updates):
@@ -99,10 +99,10 @@ class Learner:
             width = spoken.mask.shape[1]
             loss = policy_loss(
                 spoken, old.log_probs[part, :width], signal[part, :width],
-                entropy_coeff=arm.entropy_coeff if first else 0.0,
+                entropy_coeff=arm.entropy_coeff if in_phase else 0.0,
             )  # fmt: skip
             loss.backward()
-            for parameter in self._left_alone if first else ():
+            for parameter in self._left_alone if in_phase else ():
                 parameter.grad = None
             parameters = self.model.parameters()
             norms.append(float(nn.utils.clip_grad_norm_(parameters, self.rates.max_grad_norm)))

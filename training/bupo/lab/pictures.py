@@ -12,17 +12,12 @@ from matplotlib.figure import Figure
 from bupo.lab.results import AVERAGE
 from bupo.lab.run import HELD_OUT
 from bupo.layer_probe import LayerProbe
+from entropylens.plots.dynamics import CURVES
 from entropylens.plots.layout import layer_axis, legend_above, panels, step_axis
 from entropylens.plots.style import model_colors
 
 __all__ = ["by_arm", "by_k", "by_layer", "collapse", "dynamics", "reward_curves"]
 
-#: What `dynamics` shows: a metric and its label.
-_CURVES = (
-    ("bupo/reward", "reward"),
-    ("bupo/entropy_policy", r"entropy of $\pi_\theta$ (nats)"),
-    ("response_length/mean", "tokens a response"),
-)
 #: Starts are told apart by their marks.
 _MARKS = "osD^v"
 #: Steps of a running mean.
@@ -100,8 +95,8 @@ def dynamics(
         width: of the figure in inches.
     """
     colors = model_colors(names)
-    with panels(len(_CURVES), per_row=3, size=(2.9, 2.6), width=width) as (figure, axes):
-        for panel, (metric, label) in zip(axes, _CURVES, strict=True):
+    with panels(len(CURVES), per_row=3, size=(2.9, 2.6), width=width) as (figure, axes):
+        for panel, ((metric, *_), label) in zip(axes, CURVES, strict=True):
             for line, name in zip(("-", "--", "-.", ":"), names, strict=False):
                 of_arm = curves[curves["arm"] == name].pivot_table(
                     index="step", columns=["start", "seed"], values=metric

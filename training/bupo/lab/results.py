@@ -116,9 +116,7 @@ class Contrast:
         pairs: runs that both have.
         difference: mean of the paired differences.
         half_width: of its 95 % interval (Student's t over the pairs); NaN under 3 pairs.
-        p: two-sided; NaN likewise.
-        p_holm: p times the rank that Holm's correction gives it among all that were asked
-            together; NaN where none was.
+        p: two-sided, uncorrected; NaN likewise.
     """
 
     arm: str
@@ -128,17 +126,15 @@ class Contrast:
     difference: float
     half_width: float
     p: float
-    p_holm: float = math.nan
 
     @property
     def shown(self) -> bool:
-        """Whether there is a difference at 5 %, corrected where there was something to correct."""
-        p = self.p if math.isnan(self.p_holm) else self.p_holm
-        return p < 0.05
+        """Whether there is a difference at 5 %, were nothing else asked."""
+        return self.p < 0.05
 
 
 def contrast(frame: pd.DataFrame, arm: str, reference: str, metric: str = AVERAGE) -> Contrast:
-    """One contrast of `outcomes`, uncorrected."""
+    """One contrast of `outcomes`."""
     keys = ["start", "seed"]
     first, second = (
         frame[frame["arm"] == name].set_index(keys)[metric] for name in (arm, reference)
@@ -157,21 +153,14 @@ def contrast(frame: pd.DataFrame, arm: str, reference: str, metric: str = AVERAG
 
 
 def contrasts(frame: pd.DataFrame, asked: Iterable[tuple[str, str, str]]) -> pd.DataFrame:
-    """Several contrasts with Holm's correction over all of them, a row each.
+    """Several contrasts, a row each, and `p_holm`: p with Holm's correction over all of them.
 
     Args:
         frame: `outcomes`.
         asked: arm, reference and metric of each.
     """
     found = [contrast(frame, *it) for it in asked]
-    ordered = sorted((it for it in found if not math.isnan(it.p)), key=lambda it: it.p)
-    corrected: dict[tuple[str, str, str], float] = {}
-    least = 0.0
-    for rank, one in enumerate(ordered):
-        least = max(least, min(1.0, one.p * (len(ordered) - rank)))
-        corrected[one.arm, one.reference, one.metric] = least
-    rows = [
-        asdict(it) | {"p_holm": corrected.get((it.arm, it.reference, it.metric), math.nan)}
-        for it in found
-    ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(map(asdict, found))
+    ordered = frame["p"].dropna().sort_values()
+    times = range(len(ordered), 0, -1)
+    return frame.assign(p_holm=(ordered * list(times)).clip(upper=1.0).cummax())

@@ -107,7 +107,7 @@ def train(
         answered = ask(model, tokenizer, asked, course.samples, (seed, step), first=place)
         if step == 1:
             log.log(watch.start(answered), 0)
-        found = learner.learn(answered, step, first=phase.is_internal(step))
+        found = learner.learn(answered, step, in_phase=phase.is_internal(step))
         if step % course.look_every == 0 or step == steps:
             found |= watch.look(step)
         of_prompts = answered.rewards.mean(1).tolist()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bupo.lab import answers, pictures, questions
-from bupo.lab.arms import BUPO, GRPO, INTER_GRPO, START
+from bupo.lab import pictures, questions, sections
+from bupo.lab.arms import BASELINES, BUPO, GRPO, INTER_GRPO, START
 from bupo.lab.findings import Findings
 from bupo.lab.markdown import filled, points, signed, table
 from bupo.lab.results import AVERAGE, Contrast, contrast, contrasts, in_common
@@ -24,8 +24,6 @@ from entropylens.results import Analysis
 __all__ = ["PAGE", "figures", "page", "write_up"]
 
 PAGE = "LAB.md"
-#: Beside GRPO.
-BASELINES = ("PPO", "RLOO", "REINFORCE++")
 
 
 def write_up(found: Findings, directory: Path) -> Path:
@@ -47,7 +45,7 @@ def figures(found: Findings) -> dict[str, Figure]:
     steps = found.plan.internal_steps
     drawn = {
         "profile": change([_in_reading(found, it.analysis) for it in found.inspections.values()]),
-        "figure4": pictures.dynamics(found.curves, answers.throughout(found), 0),
+        "figure4": pictures.dynamics(found.curves, sections.throughout(found), 0),
         "figure5": features([found.mean_run(it) for it in (INTER_GRPO, BUPO, GRPO)]),
         "figure6": pictures.by_k(in_common(found.outcomes), (GRPO, BUPO, *BASELINES)),
         "figure7": pictures.dynamics(found.curves, (GRPO, BUPO), steps),
@@ -74,8 +72,8 @@ def page(found: Findings) -> str:
     """LAB.md."""
     parts = [
         _title(found), _subject(found), _rates(found), _outcomes(found), _primary(found),
-        _contrasts(found), answers.similarity(found), answers.collapse(found),
-        answers.layers(found), answers.automatic(found), answers.cost(found), _race(found),
+        _contrasts(found), sections.similarity(found), sections.collapse(found),
+        sections.layers(found), sections.automatic(found), sections.cost(found), _race(found),
         _twins(found), _claims(found), _limits(found),
     ]  # fmt: skip
     return filled("\n".join(it for it in parts if it)) + "\n"
@@ -218,7 +216,7 @@ def _primary(found: Findings) -> str:
 def families(found: Findings) -> dict[str, list[tuple[str, str, str]]]:
     """The contrasts beside the primary one, by question; Holm's correction is within each."""
     layers = [it for it in found.of_layers.values() if it != BUPO]
-    throughout = answers.throughout(found)[1:]
+    throughout = sections.throughout(found)[1:]
     others = {GRPO, BUPO, START, *BASELINES, *layers, *throughout}
     controls = [it.name for it in found.arms if it.name not in others]
     return {
@@ -290,7 +288,7 @@ the last ten steps it is {first.tail(10).mean():.3f} and {second.tail(10).mean()
 
 def _claims(found: Findings) -> str:
     primary = contrast(found.outcomes, BUPO, GRPO)
-    alike = answers.like_later(found).set_index("arm").loc[BUPO]
+    alike = sections.like_later(found).set_index("arm").loc[BUPO]
     fall = questions.collapses(found.curves, [INTER_GRPO])
     fell = int(fall["step"].notna().sum())
     if not found.plan.intervals:

@@ -1,4 +1,4 @@
-"""The laboratory's answers to its questions: the sections of LAB.md between outcomes and claims."""
+"""The sections of LAB.md that answer the laboratory's questions."""
 
 from __future__ import annotations
 
