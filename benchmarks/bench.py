@@ -27,12 +27,15 @@ from entropylens.measure import BATCH_TOKENS, measure
 from entropylens.responses import Response, Responses
 from entropylens.results import Analysis
 from entropylens.sources import open_model
+from entropylens.sources.subject import Subject
 from entropylens.versions import versions
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 #: A run of these sizes is the unit of the growth table.
 BASE = {"hidden_size": 256, "vocab_size": 16_384, "num_hidden_layers": 6}
 LENGTH, COUNT = 64, 2
+#: Two layers of Qwen3-4B's width and vocabulary: where products are nearly all.
+WIDE = {"hidden_size": 2560, "vocab_size": 151_936, "num_hidden_layers": 2}
 #: Prompt, answer and number of the samples of one prompt.
 SHARED = 200, 32, 8
 GROWTH = [
@@ -89,6 +92,7 @@ def against_others(pairs: int, tokens: int) -> list[str]:
     ))  # fmt: skip
     rows.append(told("ours / bare products alone", interleaved(products, ours, pairs)))
     rows.append(told("forward passes with hooks / ours", interleaved(ours, forward, pairs)))
+    rows.append(wide(pairs, tokens))
     lens = rivals.logit_lens(subject, items)
     rows.append(told("TransformerLens' logit lens (L + 1 states)", interleaved(ours, lens, pairs)))
     trace = rivals.nnsight_trace(subject, items)
@@ -133,13 +137,11 @@ def forward_alone(pairs: int, tokens: int) -> list[str]:
         "forward passes: with hooks / without", interleaved(unwatched, watched, pairs)
     ))  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-
-    def ids(number: int) -> tuple[int, ...]:
-        return tuple(torch.randint(2, 40_000, (number,), generator=generator).tolist())
-
     prompt_tokens, answer_tokens, count = SHARED
-    prompt = ids(prompt_tokens)
-    same = Responses(tuple(Response(prompt, ids(answer_tokens)) for _ in range(count)))
+    prompt = random_ids(prompt_tokens, generator)
+    same = Responses(
+        tuple(Response(prompt, random_ids(answer_tokens, generator)) for _ in range(count))
+    )
     # A first token of its own makes a prompt of its own.
     others = tuple(
         replace(it, prompt_ids=(place, *it.prompt_ids[1:])) for place, it in enumerate(same.items)
@@ -159,19 +161,8 @@ def growth(pairs: int) -> list[str]:
     """How cost grows with each size, against a base run."""
 
     def run(**changed: int) -> Run:
-        sizes = BASE | {name: it for name, it in changed.items() if name in BASE}
-        model = rivals.random_model(
-            **sizes, intermediate_size=2 * sizes["hidden_size"], num_attention_heads=8,
-            num_key_value_heads=4, bos_token_id=0, eos_token_id=1,
-        )  # fmt: skip
-        length, count = changed.get("length", LENGTH), changed.get("count", COUNT)
-        generator = torch.Generator().manual_seed(0)
-
-        def ids(number: int) -> tuple[int, ...]:
-            return tuple(torch.randint(2, 16_000, (number,), generator=generator).tolist())
-
-        items = Responses(tuple(Response(ids(8), ids(length)) for _ in range(count)))
-        subject = open_model(model, None)
+        subject = random_subject(BASE | {name: it for name, it in changed.items() if name in BASE})
+        items = Responses(answers(changed.get("count", COUNT), changed.get("length", LENGTH)))
         return lambda: measure(subject, items, kernel="compiled", progress=False)
 
     base = run()
@@ -181,6 +172,40 @@ def growth(pairs: int) -> list[str]:
         label = f"{name} {start} -> {value} ({value / start:g} x)"
         rows.append(told(label, interleaved(base, run(**{name: value}), pairs)))
     return rows
+
+
+def wide(pairs: int, tokens: int) -> str:
+    """Ours against the products alone, where these are as wide as Qwen3-4B's."""
+    subject, items = random_subject(WIDE), answers(1, tokens)
+    products = rivals.bare_products(subject, items, BATCH_TOKENS)
+
+    def ours() -> object:
+        return measure(subject, Responses(items), kernel="compiled", progress=False)
+
+    name = f"ours / bare products alone, random model of {WIDE}"
+    return told(name, interleaved(products, ours, pairs))
+
+
+def random_subject(sizes: dict[str, int]) -> Subject:
+    """A Llama of random weights."""
+    model = rivals.random_model(
+        **sizes, intermediate_size=2 * sizes["hidden_size"], num_attention_heads=8,
+        num_key_value_heads=4, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return open_model(model, None)
+
+
+def random_ids(number: int, generator: torch.Generator) -> tuple[int, ...]:
+    """Ids that every model here knows."""
+    return tuple(torch.randint(2, 16_000, (number,), generator=generator).tolist())
+
+
+def answers(count: int, length: int) -> tuple[Response, ...]:
+    """Random answers to prompts of 8 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        Response(random_ids(8, generator), random_ids(length, generator)) for _ in range(count)
+    )
 
 
 def peak_above_model(copies: int) -> float:

@@ -89,6 +89,7 @@ BatchTokens = Annotated[int, typer.Option(help="Response positions held in memor
 Force = Annotated[
     bool, typer.Option("--force", help="Replace another run in the output directory.")
 ]
+Replace = Annotated[bool, typer.Option("--force", help="Replace files that are there.")]
 
 
 def sampling_of(

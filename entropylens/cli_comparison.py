@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from entropylens.cli_common import Debug, Json, reported
+from entropylens.cli_common import Debug, Json, Replace, reported
 from entropylens.cli_evaluation import tell_table1
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def compare(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     as_json: Json = False,
+    force: Replace = False,
     debug: Debug = False,
 ) -> None:
     """Say which evaluation is better, or how far one model's layers lie from another's."""
@@ -51,11 +52,11 @@ def compare(
         collection = load_collection(directories)
         count = len(directories)
         if len(collection.evaluations) == count:
-            _evaluations(collection, output, k or [], seed, as_json)
+            _evaluations(collection, output, k or [], seed, as_json, force)
         elif len(collection.analyses) == count:
             if k:
                 raise SettingError("--k is about evaluations", "leave it out for analyses")
-            _analyses(directories, collection, output, seed, as_json)
+            _analyses(directories, collection, output, seed, as_json, force)
         else:
             held = [
                 f"{what}: {', '.join(found)}"
@@ -69,12 +70,24 @@ def compare(
 
 
 def _evaluations(
-    collection: Collection, output: Path | None, ks: list[int], seed: int, as_json: bool
+    collection: Collection,
+    output: Path | None,
+    ks: list[int],
+    seed: int,
+    as_json: bool,
+    force: bool,
 ) -> None:
     from entropylens.comparison import compare as run
+    from entropylens.files import keep_existing
+    from entropylens.table1 import FILES
 
     found = dict(collection.evaluations)
     (first, base), *others = found.items()
+    places = {}
+    if output is not None:
+        places = {name: output if len(others) == 1 else output / name for name, _ in others}
+        written = [place / "comparison.json" for place in places.values()]
+        keep_existing([*written, *(output / name for name in FILES)], force=force)
     compared = [run(base, it, (first, name), ks=ks, seed=seed) for name, it in others]
     if as_json:
         _tell_json(compared)
@@ -83,7 +96,7 @@ def _evaluations(
             typer.echo("\n".join(one.sentences))
     if output is not None:
         for one in compared:
-            one.save(output if len(compared) == 1 else output / one.second)
+            one.save(places[one.second])
         tell_table1(found, output)
 
 
@@ -93,24 +106,26 @@ def _analyses(
     output: Path | None,
     seed: int,
     as_json: bool,
+    force: bool,
 ) -> None:
     from entropylens.contrast import contrast
-    from entropylens.files import write_text
+    from entropylens.files import keep_existing, write_text
     from entropylens.report.comparison import comparison_page
     from entropylens.rundir import new_directory
 
     models = dict(collection.analyses)
     (first, base), *others = models.items()
+    place = output or new_directory("compare")
+    page = place / "comparison.html"
+    keep_existing([page], force=force)
     compared = [
         contrast(base, it, (first, name), reading=reading, seed=seed)
         for name, it in others
         for reading in base.readings
     ]
-    place = output or new_directory("compare")
     for one in compared:
         inside = [one.second] if len(others) > 1 else []
         one.save(place.joinpath(*inside, *([one.reading] if len(base.readings) > 1 else [])))
-    page = place / "comparison.html"
     write_text(page, comparison_page(models, compared))
     if as_json:
         _tell_json(compared)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from entropylens.cli_common import Debug, reported
+from entropylens.cli_common import Debug, Replace, reported
 
 __all__ = ["OUTPUT", "Columns", "Directories", "Output", "figures", "plot"]
 
@@ -31,20 +31,24 @@ def plot(
     ],
     output: Output = OUTPUT,
     columns: Columns = None,
+    force: Replace = False,
     debug: Debug = False,
 ) -> None:
     """Draw one figure of the paper from runs of your own."""
     with reported(debug):
         from entropylens.collection import load_collection
+        from entropylens.files import keep_existing
         from entropylens.plots import draw
-        from entropylens.plots.style import save
+        from entropylens.plots.style import save, saved_as
         from entropylens.plots.tables import TABLES, write_table
 
         collection = load_collection(directories)
         if figure in TABLES:
+            keep_existing((output / it for it in TABLES[figure].files), force=force)
             paths = write_table(figure, collection, output)
         else:
             stem, drawn = draw(figure, collection, columns=columns)
+            keep_existing(saved_as(output / stem), force=force)
             paths = tuple(save(drawn, output / stem))
         typer.echo("\n".join(map(str, paths)))
 
@@ -53,18 +57,25 @@ def figures(
     directories: Directories,
     output: Output = OUTPUT,
     columns: Columns = None,
+    force: Replace = False,
     debug: Debug = False,
 ) -> None:
     """Draw every figure and table that the runs have the data for; say what others need."""
     with reported(debug):
         from entropylens.collection import load_collection
         from entropylens.errors import SettingError, TrainingFilesError
+        from entropylens.files import keep_existing
         from entropylens.plots import everything
-        from entropylens.plots.style import save
+        from entropylens.plots.style import save, saved_as
         from entropylens.plots.tables import TABLES, write_table
 
         collection = load_collection(directories)
         drawn, missing = everything(collection, columns=columns)
+        for stem in drawn:
+            keep_existing(saved_as(output / stem), force=force)
+        for table in TABLES.values():
+            if getattr(collection, table.needs):
+                keep_existing((output / it for it in table.files), force=force)
         for stem, picture in drawn.items():
             typer.echo("\n".join(map(str, save(picture, output / stem))))
         for name, table in TABLES.items():

@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from entropylens.errors import OutputDirectoryError
 
-__all__ = ["make_directory", "unwritable", "write_text", "write_whole"]
+__all__ = ["keep_existing", "make_directory", "unwritable", "write_text", "write_whole"]
+
+
+def keep_existing(paths: Iterable[Path], *, force: bool) -> None:
+    """Refuse to write where something stands.
+
+    Args:
+        paths: of the files that are about to be written.
+        force: replace them.
+
+    Raises:
+        OutputDirectoryError: one of them is there.
+    """
+    for path in paths:
+        if path.exists() and not force:
+            raise OutputDirectoryError(
+                f"{str(path)!r} exists already",
+                "choose another directory with -o, or pass --force to replace it",
+            )
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from entropylens.cli_common import Replace
 from entropylens.cli_figures import OUTPUT, Columns, Directories, Output, plot
 
 __all__ = ["main"]
@@ -19,8 +20,13 @@ def main(number: str) -> None:
         number: as `entropylens plot --figure` takes it.
     """
 
-    def script(directories: Directories, output: Output = OUTPUT, columns: Columns = None) -> None:
-        plot(directories, number, output, columns)
+    def script(
+        directories: Directories,
+        output: Output = OUTPUT,
+        columns: Columns = None,
+        force: Replace = False,
+    ) -> None:
+        plot(directories, number, output, columns, force)
 
     script.__doc__ = inspect.getdoc(sys.modules["__main__"])  # what --help shows
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -264,6 +264,15 @@ def test_compare_writes_a_page_and_tables(entropylens, saved, tmp_path):
     assert {it.name for it in (tmp_path / "out").iterdir()} == names
     told = json.loads((tmp_path / "out" / "contrast.json").read_text())
     assert told["boundaries"][0]["boundary"] == "last exploring layer"
+    page = tmp_path / "out" / "comparison.html"
+    page.write_text("a page of someone's own")
+    done = entropylens("compare", saved / "b", saved / "a", "-o", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "exists already" in done.stderr
+    assert page.read_text() == "a page of someone's own"
+    done = entropylens("compare", saved / "b", saved / "a", "-o", tmp_path / "out", "--force")
+    assert done.returncode == 0, done.stderr
+    assert "a against b" in page.read_text()
 
 
 def test_the_same_responses_are_had_as_it_says(entropylens, model_directory, tmp_path):

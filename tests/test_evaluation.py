@@ -218,7 +218,15 @@ def test_the_command_line(entropylens, model_directory, sums, tmp_path):
     done = entropylens("compare", *(tmp_path / "e" / it for it in names), "-o", tmp_path / "c")
     assert done.returncode == 0, done.stderr
     assert "cannot be told apart with this data" in done.stdout
-    assert (tmp_path / "c" / "comparison.csv").is_file()
+    kept = (tmp_path / "c" / "comparison.json").read_bytes()
+    turned = [tmp_path / "e" / it for it in reversed(names)]
+    done = entropylens("compare", *turned, "-o", tmp_path / "c")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "comparison.json' exists already" in done.stderr
+    assert (tmp_path / "c" / "comparison.json").read_bytes() == kept
+    done = entropylens("compare", *turned, "-o", tmp_path / "c", "--force")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "c" / "comparison.json").read_bytes() != kept
     done = entropylens("compare", tmp_path / "e" / "other", tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "holds no finished result" in done.stderr

@@ -84,6 +84,11 @@ def model_colors(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def saved_as(stem: Path) -> list[Path]:
+    """The files that `save` writes."""
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem`.png and `stem`.pdf, whole, and return their paths.
 
@@ -92,7 +97,7 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         stem: where, without the suffix.
     """
     make_directory(stem.parent)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+    paths = saved_as(stem)
     # Fonts are embedded as TrueType, which journals take and editors can edit.
     with mpl.rc_context({"pdf.fonttype": 42, "font.sans-serif": _FONTS}):
         for path in paths:

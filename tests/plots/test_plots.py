@@ -432,6 +432,16 @@ def test_figures_from_the_command_line_says_what_is_missing(saved, entropylens, 
     }
     assert told["figure5_features"] == "run 'train' has no looks at a fixed set"
     assert told["table5"] == "run 'train' has no config.yaml"
+    (mine,) = tmp_path.glob("figure4*.png")
+    mine.write_text("retouched by hand")
+    for command in (("figures", saved / "raw", saved / "train"),
+                    ("plot", saved / "train", "--figure", "4")):  # fmt: skip
+        done = entropylens(*command, "-o", tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "exists already: choose another directory with -o, or pass --force" in done.stderr
+    assert mine.read_text() == "retouched by hand"
+    assert entropylens(*command, "-o", tmp_path, "--force").returncode == 0
+    assert mine.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_wrong_figure_ends_in_one_line(saved, entropylens, tmp_path):

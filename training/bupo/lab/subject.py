@@ -7,7 +7,6 @@ enough for a group of answers to differ, wrong often enough for something to be 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["Lesson", "accuracy", "make_model", "start", "teach"]
-
-logger = logging.getLogger(__name__)
 
 #: The record beside a start's weights.
 RECORD = "lesson.json"
