@@ -30,7 +30,9 @@ SETTLED = 0.9
 LONG_RUN = 7
 
 
-def fit_of(profile: Profile, stages: Stages, layer: int | None) -> tuple[str, list[str]]:
+def fit_of(
+    profile: Profile, stages: Stages, layer: int | None, stability: float | None
+) -> tuple[str, list[str]]:
     """Does the profile have the shape that the rule speaks of, and what speaks against it."""
     if layer is None or stages.exploration is None:
         return "no", []
@@ -42,6 +44,8 @@ def fit_of(profile: Profile, stages: Stages, layer: int | None) -> tuple[str, li
             "inner layer, and the paper's own penultimate policy collapsed in training (Fig. 4)."
         ]
     against = []
+    if stability is not None and stability < 0.5:
+        against.append("No layer holds half of the resamples: no boundary stands out.")
     if stages.convergence is None:
         against.append("No convergence stage follows the exploration.")
     elif stages.integration is None and stages.convergence[0] >= profile.num_layers - 1:

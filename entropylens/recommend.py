@@ -155,7 +155,7 @@ def recommend(
         for other, share in sorted(shares.items(), key=lambda item: -item[1])
         if other != layer and share >= SMALLEST_SHARE
     }
-    applies, why = fit_of(profile, stages, layer)
+    applies, why = fit_of(profile, stages, layer, stability)
     needed = _prompts_needed(profile, layer, stability, seed) if rule == "stages" else None
     sentences = [
         opening(layer, stages, profile) if rule == "stages" else literal_opening(literal),

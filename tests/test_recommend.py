@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from profiles import block, isolated, negative, positive, studied, three_stages, weak_llama
+from profiles import block, isolated, negative, positive, ramp, studied, three_stages, weak_llama
 
 from entropylens.profile import Profile
 from entropylens.recommend import paper_rule_layer, recommend
@@ -32,6 +32,15 @@ def test_the_cases_come_out_in_95_of_100_draws(make, layer, applies, monkeypatch
     found = [recommend(studied(random, make(random)), resamples=60) for _ in range(100)]
     assert np.mean([one.layer == layer for one in found]) >= 0.95
     assert np.mean([one.applies == applies for one in found]) >= 0.95
+
+
+@pytest.mark.parametrize("bottom", [-1, -0.3])
+def test_a_ramp_has_no_boundary(bottom):
+    random = np.random.default_rng(0)
+    found = recommend(studied(random, ramp(random, -bottom, bottom)))
+    assert found.stability < 0.5
+    assert found.applies == "weakly"
+    assert "no boundary stands out" in found.reason
 
 
 def test_never_the_final_layer():
