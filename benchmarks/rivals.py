@@ -127,8 +127,7 @@ def unwatched_passes(subject: Subject, items: Items, batch_tokens: int) -> Calla
         with evaluating(subject.model):
             for group in plan(items, batch_tokens):
                 whole = batch(items, group)
-                mask = {} if whole.mask is None else {"attention_mask": whole.mask}
-                subject.anatomy.decoder(input_ids=whole.input_ids, use_cache=False, **mask)
+                subject.anatomy.decoder(input_ids=whole.input_ids, use_cache=False)
 
     return run
 

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
+    "ALONE",
+    "PLAIN",
     "Anatomy",
     "Branch",
     "Family",
     "MisfitError",
+    "Passes",
     "bind",
-    "continues",
     "decoder_of",
     "first_input",
     "first_tensor",
@@ -108,6 +110,28 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Passes:
+    """What a forward pass of a model may hold without changing a state.
+
+    Args:
+        continues: it can go on from the key-value cache of an earlier one.
+        alike_up_to: the length of a response beyond which its states depend on the longest
+            position of the pass, so that it is read alone and whole; None for no such length.
+    """
+
+    continues: bool = False
+    alike_up_to: int | None = None
+
+    def takes(self, length: int) -> bool:
+        """Whether a response of so many positions may be in a pass with others, or in pieces."""
+        return self.alike_up_to is None or length <= self.alike_up_to
+
+
+#: Several responses a pass, each from its start; and every response on its own.
+PLAIN, ALONE = Passes(), Passes(alike_up_to=0)
+
+
+@dataclass(frozen=True)
 class Anatomy:
     """A family's spec bound to one model: the modules that hooks go to.
 
@@ -123,6 +147,7 @@ class Anatomy:
         lm_head: the module that unembeds.
         transform: what the model does to its logits.
         context: positions that the model can take, or None where it has no limit.
+        passes: what its forward passes may hold.
     """
 
     family: Family
@@ -137,6 +162,7 @@ class Anatomy:
     lm_head: nn.Module
     transform: OutputTransform
     context: int | None
+    passes: Passes
 
     @cached_property
     def unembedding(self) -> Unembedding:
@@ -166,18 +192,21 @@ class Anatomy:
             return first_tensor(self.final_norm(states))
         return first_tensor(self.final_norm(states.to(weights.device))).to(states.device)
 
-    @property
-    def continues(self) -> bool:
-        """See `continues`."""
-        return continues(self.mixers)
 
-
-def continues(mixers: Sequence[str]) -> bool:
-    """Whether a model of such mixers can read a sequence in pieces over its key-value cache.
-
-    Recurrent mixers cannot: transformers continues their state token by token only.
-    """
-    return all(mixer in ("attention", "none") for mixer in mixers)
+def _passes(decoder: Any, mixers: Sequence[str]) -> Passes:
+    """Transformers continues recurrent states token by token only, and has kinds of model for
+    them, whose caches may want such a layer. LongRoPE has two sets of frequencies, one for passes
+    over so many positions and one for longer ones."""
+    recurrent = getattr(decoder, "_is_stateful", False)
+    rope = getattr(decoder.config, "rope_parameters", None) or {}
+    kinds = [it for it in (rope, *rope.values()) if isinstance(it, Mapping)]  # one, or one a type
+    switches = [
+        it["original_max_position_embeddings"] for it in kinds if it.get("rope_type") == "longrope"
+    ]
+    return Passes(
+        continues=not recurrent and all(mixer in ("attention", "none") for mixer in mixers),
+        alike_up_to=min(switches, default=None),
+    )
 
 
 def bind(family: Family, model: PreTrainedModel) -> Anatomy:
@@ -214,13 +243,14 @@ def bind(family: Family, model: PreTrainedModel) -> Anatomy:
             raise MisfitError(
                 f"family {family.model_type!r} does not fit: layer {number} has no {wanted}"
             )
+    mixers = tuple("none" if it is None else mixer_of(it.reads) for it in attention)
     return Anatomy(
         family=family,
         decoder=decoder,
         layers=layers,
         attention=attention,
         ffn=ffn,
-        mixers=tuple("none" if it is None else mixer_of(it.reads) for it in attention),
+        mixers=mixers,
         final_norm=final_norm,
         parallel=family.parallel(config),
         residual_scale=family.residual_scale(config),
@@ -228,6 +258,7 @@ def bind(family: Family, model: PreTrainedModel) -> Anatomy:
         transform=family.transform(config),
         context=getattr(config, "max_position_embeddings", None)
         or getattr(config, "max_seq_len", None),
+        passes=_passes(decoder, mixers),
     )
 
 

@@ -1,10 +1,11 @@
 """Groups of responses through the model: padded tensors, passes, and the states of each.
 
-Padding goes to the right: with causal attention it cannot reach a position that is read.
+Padding goes to the right, where causal attention cannot reach it from a position that is read: it
+needs no mask, and a mask would leave eager attention with windows nothing but NaN to look at.
 A batch holds at most `batch_tokens` response positions; a response that is longer on its own
-is walked in pieces over the model's key-value cache, or whole where a model has none that
-continues (recurrent mixers). Samples of one prompt in a group read the prompt once, and go on
-from its cache in as many passes as the limit asks for.
+is walked in pieces over the model's key-value cache, or whole where it must be (see
+`anatomy.Passes`). Samples of one prompt in a group read the prompt once, and go on from its cache
+in as many passes as the limit asks for.
 """
 
 from __future__ import annotations
@@ -47,15 +48,13 @@ class Batch:
     """Padded token ids of some responses, and the positions that are read of them.
 
     Args:
-        input_ids: token ids, padded on the right.
-        mask: 0 at padding, or None where there is none.
+        input_ids: token ids, each row's last repeated to the width.
         positions: indices into the flattened [batch * sequence].
         tokens: the token produced at each position.
         owner: the index, in the caller's list, of the response that each position belongs to.
     """
 
     input_ids: Int[Tensor, "batch sequence"]
-    mask: Int[Tensor, "batch sequence"] | None
     positions: Int[Tensor, " positions"]
     tokens: Int[Tensor, " positions"]
     owner: Int[Tensor, " positions"]
@@ -67,10 +66,11 @@ def pieces(
     """Run one group of `plan` through the model, and hand out its states."""
     first = responses[group[0]]
     too_long = first.length > FORWARD_FACTOR * batch_tokens or first.num_tokens > batch_tokens
-    if len(group) == 1 and too_long and anatomy.continues:
+    continues = anatomy.passes.continues and anatomy.passes.takes(first.length)
+    if len(group) == 1 and too_long and continues:
         yield from _walk(anatomy, first, group[0], batch_tokens)
-    elif anatomy.continues and reads_once(responses, group):
-        yield from _after_prompt(anatomy, responses, group, FORWARD_FACTOR * batch_tokens)
+    elif continues and reads_once(responses, group):
+        yield from _after_prompt(anatomy, responses, group, batch_tokens)
     else:
         yield _together(anatomy, responses, group)
 
@@ -85,22 +85,19 @@ def batch(responses: Sequence[Response], group: Sequence[int], skipped: int = 0)
     """
     width = max(responses[index].length for index in group) - skipped
     input_ids = torch.zeros(len(group), width, dtype=torch.long)
-    mask = torch.zeros(len(group), width, dtype=torch.long)
     positions: list[int] = []
     owner: list[int] = []
     tokens: list[int] = []
     for row, index in enumerate(group):
         response = responses[index]
         ids = (*response.prompt_ids, *response.response_ids)[skipped:-1]
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
+        input_ids[row] = torch.tensor(ids + ids[-1:] * (width - len(ids)))
         start = row * width + len(response.prompt_ids) - 1 - skipped
         positions.extend(range(start, start + response.num_tokens))
         owner.extend([index] * response.num_tokens)
         tokens.extend(response.response_ids)
     return Batch(
         input_ids=input_ids,
-        mask=None if bool(mask.all()) else mask,
         positions=torch.tensor(positions),
         tokens=torch.tensor(tokens),
         owner=torch.tensor(owner),
@@ -109,38 +106,39 @@ def batch(responses: Sequence[Response], group: Sequence[int], skipped: int = 0)
 
 def _together(anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int]) -> Piece:
     whole = batch(responses, group)
-    padded = {} if whole.mask is None else {"attention_mask": whole.mask.to(anatomy.device)}
-    states, _ = capture(anatomy, whole.positions, whole.input_ids, use_cache=False, **padded)
+    states, _ = capture(anatomy, whole.positions, whole.input_ids, use_cache=False)
     return Piece(states, whole.tokens, whole.owner)
 
 
 def _after_prompt(
-    anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int], most: int
+    anatomy: Anatomy, responses: Sequence[Response], group: Sequence[int], batch_tokens: int
 ) -> Iterator[Piece]:
     """Read the prompt but for its last position, then that one and the answers, a row each.
 
-    No pass and no cache holds more than `most` positions, or those of one response.
+    No pass and no cache holds more than FORWARD_FACTOR * batch_tokens positions, or those of one
+    response.
     """
+    most = FORWARD_FACTOR * batch_tokens
     read = responses[group[0]].prompt_ids[:-1]
-    prompt = _cached(anatomy, read, most)
+    # Scores of attention over a long cache are as large as those of a walk.
+    prompt = _cached(anatomy, read, most if len(read) <= most else batch_tokens)
     length = max(responses[index].length for index in group)
     passes = math.ceil(len(group) / max(1, most // length))
     rows = math.ceil(len(group) / passes)  # even: products of few rows are dear
     for start in range(0, len(group), rows):
         part = group[start : start + rows]
         with torch.inference_mode():
-            cache = copy.deepcopy(prompt)
-            cache.batch_repeat_interleave(len(part))
+            cache = prompt if start + rows >= len(group) else copy.deepcopy(prompt)
+            if len(part) > 1:
+                cache.batch_repeat_interleave(len(part))
         rest = batch(responses, part, skipped=len(read))
-        padded = {}
-        if rest.mask is not None:
-            before = torch.ones(len(part), len(read), dtype=rest.mask.dtype)
-            padded["attention_mask"] = torch.cat([before, rest.mask], dim=1).to(anatomy.device)
         states, output = capture(
-            anatomy, rest.positions, rest.input_ids, past_key_values=cache, use_cache=True, **padded
+            anatomy, rest.positions, rest.input_ids, past_key_values=cache, use_cache=True
         )
         piece = Piece(states, rest.tokens, rest.owner)
-        del states, output, cache  # beside the piece, only the prompt's own cache is held
+        if cache is prompt:
+            del prompt
+        del states, output, cache  # beside the piece, at most the prompt's own cache is held
         yield piece
         del piece
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from entropylens.anatomy import Anatomy
+    from entropylens.anatomy import Anatomy, Passes
     from entropylens.verification import Verification
 
 __all__ = [
@@ -60,6 +60,13 @@ def environment() -> list[tuple[str, str]]:
     return found
 
 
+def _how_long_ones(passes: Passes) -> str:
+    if not passes.continues:
+        return "whole (no cache that continues)"
+    limit = passes.alike_up_to
+    return "in pieces" + ("" if limit is None else f", those of over {limit} positions whole")
+
+
 @dataclass(frozen=True)
 class Examined:
     """How a model is understood.
@@ -87,7 +94,7 @@ def examine(model: str, **loading: Any) -> Examined:
         f"attention {family.attention_out or family.attention}, FFN {family.ffn_out or family.ffn}"
         f"{' in parallel' if anatomy.parallel else ''}; final norm {family.final_norm}",
         f"mixers: {', '.join(sorted(set(anatomy.mixers)))}; responses longer than --batch-tokens "
-        f"are read {'in pieces' if anatomy.continues else 'whole (no cache that continues)'}",
+        f"are read {_how_long_ones(anatomy.passes)}",
         f"E_u: {unembedding.vocab_size} x {unembedding.d_model}, bias: "
         f"{'no' if unembedding.bias is None else 'yes'}, scale {unembedding.transform.scale:g}, "
         f"soft cap {unembedding.transform.softcap or 'none'}",

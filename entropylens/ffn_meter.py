@@ -134,7 +134,7 @@ class FFNMeter:
     ) -> Iterator[_Sample]:
         """Samples of several forward passes together, as many positions as are held at a time."""
         held: list[_Sample] = []
-        for group in plan(items, self.batch_tokens, shares=self.anatomy.continues):
+        for group in plan(items, self.batch_tokens, self.anatomy.passes):
             seen = dict.fromkeys(group, 0)
             for piece in pieces(self.anatomy, items, group, self.batch_tokens):
                 sample = self._sample(piece, chosen, seen)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from tqdm import tqdm
 
-from entropylens.anatomy import continues
 from entropylens.capture import evaluating
 from entropylens.kernels.compiled import select_body
 from entropylens.memory import allocations_explained, estimate, smaller_batches
@@ -124,8 +123,7 @@ def measure(
     facts = subject.facts
     frames, tokens = ([], []) if run is None else run.finished()
     finished = {index for frame in frames for index in frame["response_id"]}
-    shares = subject.remote is None and continues(facts.mixers)
-    planned = plan(items, batch_tokens, shares=shares)
+    planned = plan(items, batch_tokens, facts.passes)
     groups = [[index for index in it if index not in finished] for it in planned]
     groups = [group for group in groups if group]
     total = sum(response.num_tokens for response in items)

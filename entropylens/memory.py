@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -23,16 +24,27 @@ NORMED_SITES = 4
 def estimate(anatomy: Anatomy, batch_tokens: int, reading: str) -> int:
     """Bytes above the model that `batch_tokens` response positions need, roughly.
 
-    The states of all sites, a forward pass of FORWARD_FACTOR times as many positions, and a few
-    tiles of logits.
+    The states of all sites, a forward pass of FORWARD_FACTOR times as many positions, its
+    key-value cache where the model continues, and a few tiles of logits.
     """
     d_model = anatomy.unembedding.d_model
     size = anatomy.unembedding.weight.element_size()
     sites = SITES if reading == "raw" else SITES + NORMED_SITES
     states = (sites * anatomy.num_layers + 2) * batch_tokens * d_model * size
     forward = 16 * FORWARD_FACTOR * batch_tokens * d_model * size
+    width = 2 * _cached_width(anatomy.decoder.config, d_model) if anatomy.passes.continues else 0
+    cache = anatomy.num_layers * FORWARD_FACTOR * batch_tokens * width * size
     tiles = 6 * batch_tokens * VOCAB_TILE * 4
-    return states + forward + tiles
+    return states + forward + cache + tiles
+
+
+def _cached_width(config: Any, d_model: int) -> int:
+    """Numbers that one layer caches of a position's keys."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return d_model
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return int(kept * (getattr(config, "head_dim", None) or d_model // heads))
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ class Meter:
             whole = batch(self.items, group)
             self._expect(whole.owner)
             quantities, head = self.remote.read(
-                whole.input_ids, whole.mask, whole.positions, whole.tokens, self.reading, self.seed
+                whole.input_ids, whole.positions, whole.tokens, self.reading, self.seed
             )
             self._check_finite({"rms_layer": quantities["rms_layer"]}, whole.owner)
             bar.update(len(whole.tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from entropylens.anatomy import PLAIN, Passes
 from entropylens.responses import Response
 
 __all__ = ["FORWARD_FACTOR", "WORTH_SHARING", "plan", "reads_once"]
@@ -16,22 +17,24 @@ WORTH_SHARING = 128
 
 
 def plan(
-    responses: Sequence[Response], batch_tokens: int, *, shares: bool = False
+    responses: Sequence[Response], batch_tokens: int, passes: Passes = PLAIN
 ) -> list[list[int]]:
     """Group responses of similar lengths so that each group fits one forward pass.
 
     Args:
         responses: all of them.
         batch_tokens: response positions that a group may hold.
-        shares: `pieces` runs the groups through a model that continues. Samples of one prompt
-            then stay among themselves where reading it once saves enough, however long it is.
+        passes: of the model that `pieces` runs them through. Where it continues, samples of one
+            prompt stay among themselves if reading it once saves enough, however long it is.
     """
-    if not shares:
-        return _fitting(responses, range(len(responses)), batch_tokens)
+    taken = [passes.takes(response.length) for response in responses]
+    together = [index for index, takes in enumerate(taken) if takes]
+    groups = [[index] for index, takes in enumerate(taken) if not takes]
+    if not passes.continues:
+        return groups + _fitting(responses, together, batch_tokens)
     samples: dict[tuple[int, ...], list[int]] = {}
-    for index, response in enumerate(responses):
-        samples.setdefault(response.prompt_ids, []).append(index)
-    groups: list[list[int]] = []
+    for index in together:
+        samples.setdefault(responses[index].prompt_ids, []).append(index)
     others: list[int] = []
     for prompt, members in samples.items():
         for group in _fitting(responses, members, batch_tokens, read=len(prompt) - 1):

@@ -177,7 +177,7 @@ def _sampled(subject: Subject, items: Sequence[Response], batch_tokens: int) -> 
     chosen = [items[order[place]] for place in places.tolist()]
     wanted = min(MOST, max(LEAST, round(SAMPLE * sum(it.num_tokens for it in items))))
     share = wanted / sum(response.num_tokens for response in chosen)
-    for group in plan(chosen, batch_tokens, shares=subject.anatomy.continues):
+    for group in plan(chosen, batch_tokens, subject.anatomy.passes):
         for piece in pieces(subject.anatomy, chosen, group, batch_tokens):
             there = len(piece.tokens)
             count = min(there, max(1, round(share * there)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from entropylens.anatomy import (
+    ALONE,
     Anatomy,
     Family,
     MisfitError,
@@ -84,11 +85,12 @@ def recognise(model: PreTrainedModel) -> tuple[Anatomy, Verification]:
             model, f"{cause}, and the generic shape does not hold ({error})", guess
         ) from error
     logger.warning(
-        "%s, but its modules are of the generic shape and add up (error %.1g); to say so for good: "
-        "%s",
+        "%s, but its modules are of the generic shape and add up (error %.1g). Whether padding or "
+        "a cache changes its states is not known, so responses are read one by one. To vouch for "
+        "it: %s",
         *(cause, max(verification.stream_errors), _call(anatomy.family)),
     )
-    return anatomy, verification
+    return replace(anatomy, passes=ALONE), verification
 
 
 def _tried(model: PreTrainedModel, guess: Family) -> tuple[Anatomy, Verification]:

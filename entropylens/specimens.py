@@ -41,6 +41,13 @@ _MAMBA = {"mamba_d_state": 4, "mamba_d_conv": 4, "mamba_expand": 2}
 _MAMBA2 = _MAMBA | {
     "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8,
 }  # fmt: skip
+_LONGROPE: dict[str, Any] = {
+    "original_max_position_embeddings": 140,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 140,
+        "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+    },
+}  # fmt: skip
 _FALCON: dict[str, Any] = {
     "new_decoder_architecture": False,
     "multi_query": True,
@@ -49,11 +56,12 @@ _FALCON: dict[str, Any] = {
 
 #: Case -> (model_type, what its tiny config has beside _SIZES); a case is a family or a variant.
 EVERY_FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in ("llama", "mistral", "qwen2", "smollm3", "olmo", "arcee")},
+    **{name: (name, {}) for name in ("llama", "qwen2", "smollm3", "olmo", "arcee")},
+    "mistral": ("mistral", {"sliding_window": 16}),
     "llama3-rope": ("llama", {"rope_theta": 5e5, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", _HEADS),
     "qwen3-tied": ("qwen3", _HEADS | {"tie_word_embeddings": True}),
-    "ministral": ("ministral", _HEADS),
+    "ministral": ("ministral", _HEADS | {"sliding_window": 16}),
     "mixtral": ("mixtral", {"num_local_experts": 4}),
     "qwen2_moe": ("qwen2_moe", _EXPERTS | {"shared_expert_intermediate_size": 24}),
     "qwen3_moe": ("qwen3_moe", _EXPERTS | _HEADS),
@@ -63,14 +71,24 @@ EVERY_FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3_5": ("qwen3_5_text", _HEADS | _LINEAR),
     "gemma": ("gemma", _HEADS),
-    "gemma2": ("gemma2", _HEADS | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0}),
+    "gemma2": (
+        "gemma2",
+        _HEADS
+        | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0, "sliding_window": 16},
+    ),
     "gemma3": ("gemma3_text", _HEADS | {"query_pre_attn_scalar": 8, "sliding_window": 8}),
     "phi": ("phi", {}),
     "phi3": ("phi3", {"pad_token_id": VOCAB - 1}),
+    "phi3-longrope": ("phi3", {"pad_token_id": VOCAB - 1, **_LONGROPE}),
     "gpt2": ("gpt2", _GPT),
     "gpt_neo": (
         "gpt_neo",
-        {"attention_types": [[["global", "local"], 2]], "num_layers": 4, "num_heads": 4},
+        {
+            "attention_types": [[["global", "local"], 2]],
+            "num_layers": 4,
+            "num_heads": 4,
+            "window_size": 16,
+        },
     ),
     "gptj": ("gptj", _GPT | {"rotary_dim": 4}),
     "gpt_neox": ("gpt_neox", {"use_parallel_residual": True}),
@@ -90,7 +108,7 @@ EVERY_FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("stablelm", {}),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
     "olmo2": ("olmo2", {}),
-    "olmo3": ("olmo3", {}),
+    "olmo3": ("olmo3", {"sliding_window": 16}),
     "olmoe": ("olmoe", _EXPERTS),
     "exaone4": ("exaone4", {"sliding_window": 16}),
     "granite": (

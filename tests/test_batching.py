@@ -10,6 +10,7 @@ from tiny import EVERY_FAMILY, tiny_model
 
 import entropylens
 from entropylens import planning
+from entropylens.anatomy import Passes
 from entropylens.batching import pieces
 from entropylens.capture import capture
 from entropylens.planning import FORWARD_FACTOR, WORTH_SHARING, plan, reads_once
@@ -40,18 +41,19 @@ lengths = st.lists(st.tuples(prompt_lengths, answer_lengths), min_size=1, max_si
     lengths=lengths,
     batch_tokens=st.integers(1, 80),
     worth=st.sampled_from([1, 20, 10**9]),
-    shares=st.booleans(),
+    passes=st.builds(Passes, st.booleans(), st.none() | st.integers(0, 60)),
 )
-@example(lengths=[(40, 1)] * 10, batch_tokens=10, worth=10**9, shares=True)
-def test_a_plan_holds_every_response_once_within_the_limit(lengths, batch_tokens, worth, shares):
+@example(lengths=[(40, 1)] * 10, batch_tokens=10, worth=10**9, passes=Passes(continues=True))
+def test_a_plan_holds_every_response_once_within_the_limit(lengths, batch_tokens, worth, passes):
     """A prompt that is read once counts by its last position alone, in each row."""
     responses = [Response((0,) * prompt, (0,) * response) for prompt, response in lengths]
     with worth_sharing(worth):
-        groups = plan(responses, batch_tokens, shares=shares)
-        once = [shares and reads_once(responses, group) for group in groups]
+        groups = plan(responses, batch_tokens, passes)
+        once = [passes.continues and reads_once(responses, group) for group in groups]
     assert sorted(index for group in groups for index in group) == list(range(len(responses)))
     for group, read_once in zip(groups, once, strict=True):
         if len(group) > 1:
+            assert all(passes.takes(responses[index].length) for index in group)
             assert sum(responses[index].num_tokens for index in group) <= batch_tokens
             width = max(responses[index].length for index in group)
             if read_once:
@@ -128,12 +130,12 @@ def test_a_prompt_that_is_read_once_gives_the_same_states(family):
     ]
     seen = seen_by(model)
     # All at once; and 48 positions a pass, fewer than one response has.
-    at_once, in_parts = [(1, 69), (3, 20)], [(1, 48), (1, 21), (1, 9), (1, 20), (1, 1)]
+    at_once, in_parts = [(1, 69), (3, 20)], [*[(1, 12)] * 5, (1, 9), (1, 9), (1, 20), (1, 1)]
     for batch_tokens, passes in ((512, at_once), (12, in_parts)):
         seen.clear()
         found = list(pieces(anatomy, items, range(3), batch_tokens))
-        assert seen == (passes if anatomy.continues else [(3, 89)])
-        if not anatomy.continues:
+        assert seen == (passes if anatomy.passes.continues else [(3, 89)])
+        if not anatomy.passes.continues:
             continue
         owner = torch.cat([it.owner for it in found])
         tokens = torch.cat([it.tokens for it in found])
@@ -172,7 +174,7 @@ def test_a_prompt_is_read_once_for_its_samples():
     prompt = tuple(range(WORTH_SHARING // 4 + 1))
     items = [Response(prompt, (1, 2, 3)) for _ in range(5)]
     anatomy, seen = anatomy_of(model), seen_by(model)
-    (group,) = plan(items, 512, shares=True)
+    (group,) = plan(items, 512, anatomy.passes)
     (piece,) = pieces(anatomy, items, group, 512)
     assert seen == [(1, len(prompt) - 1), (5, 3)]
     assert len(piece.tokens) == 15
@@ -192,11 +194,11 @@ def test_a_prompt_longer_than_a_pass_is_read_once():
     prompt = tuple(index % 96 for index in range(100))
     items = [Response(prompt, (1, 2, 3, 4 + index)) for index in range(4)]
     anatomy, seen = anatomy_of(model), seen_by(model)
-    (group,) = plan(items, 16, shares=True)
+    (group,) = plan(items, 16, anatomy.passes)
     assert len(list(pieces(anatomy, items, group, 16))) == 4
-    assert seen == [(1, 64), (1, 35), *[(1, 4)] * 4]
+    assert seen == [*[(1, 16)] * 6, (1, 3), *[(1, 4)] * 4]
     seen.clear()
-    (group,) = plan(items, 64, shares=True)
+    (group,) = plan(items, 64, anatomy.passes)
     assert len(list(pieces(anatomy, items, group, 64))) == 2
     assert seen == [(1, 99), (2, 4), (2, 4)]
 
@@ -219,3 +221,36 @@ def test_only_a_model_that_continues_is_given_a_prompt_at_a_time(family, passes)
     entropylens.analyze(model, items, progress=False)
     assert seen[-len(passes) :] == passes
     assert (2, 3) not in seen[: -len(passes)]  # what is left is the trial of the model
+
+
+@pytest.mark.parametrize("batch_tokens", [12, 512])
+@pytest.mark.parametrize("prompt_length", [130, 20])
+def test_longrope_reads_each_response_at_its_own_frequencies(prompt_length, batch_tokens):
+    """Beyond 140 positions all of a pass is turned by the long factors, also its cached part."""
+    model = tiny_model("phi3-longrope", torch.float64)
+    generator = np.random.default_rng(0)
+    prompt = tuple(generator.integers(0, 96, prompt_length).tolist())
+    items = [
+        Response(prompt, tuple(generator.integers(0, 96, count).tolist()))
+        for count in (6, 30, 5, 130, 11, 12)
+    ]
+    assert len({it.length > 140 for it in items}) == 2
+    together = entropylens.analyze(model, items, batch_tokens=batch_tokens, progress=False)
+    of_each = together.responses.groupby("response_id")
+    for index, item in enumerate(items):
+        alone = entropylens.analyze(model, [item], progress=False).responses
+        found = of_each.get_group(index).reset_index(drop=True)
+        columns = found.columns.drop(["response_id", "task"])
+        pd.testing.assert_frame_equal(found[columns], alone[columns], atol=1e-9, rtol=1e-9)
+
+
+def test_a_hybrid_of_attention_alone_is_read_whole(monkeypatch):
+    """Its kind of cache goes on from a recurrent layer, and there is none."""
+    family, config = EVERY_FAMILY["jamba"]
+    config = config | {"attn_layer_period": 1, "attn_layer_offset": 0}
+    monkeypatch.setitem(EVERY_FAMILY, "jamba", (family, config))
+    model = tiny_model("jamba", torch.float64)
+    items = [Response(tuple(range(90)) + tuple(range(40)), (1, 2, it)) for it in range(5)]
+    found = entropylens.analyze(model, items, progress=False)
+    assert set(found.layers["mixer"]) == {"attention"}
+    assert not anatomy_of(model).passes.continues

@@ -118,7 +118,7 @@ def test_the_side_of_padding_changes_nothing(name, side):
         torch.testing.assert_close(getattr(found, site), getattr(plain, site))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cohere"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mistral", "cohere"])
 def test_the_attention_implementation_changes_nothing(name, responses):
     model = tiny_model(name, torch.float64)
     found = {}

@@ -6,7 +6,7 @@ from tiny import CONTEXT, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import entropylens
-from entropylens.anatomy import Family
+from entropylens.anatomy import ALONE, Family
 from entropylens.errors import NotADecoderError, UnknownArchitectureError
 from entropylens.families import _FAMILIES, register
 from entropylens.recognition import anatomy_of, understand
@@ -48,6 +48,8 @@ def test_the_generic_shape_finds_what_the_family_says(name, monkeypatch, caplog)
     assert found.residual_scale == known.residual_scale
     assert found.unembedding.transform == known.unembedding.transform
     assert "is no registered family, but its modules" in caplog.text
+    # No one knows whether its layers see padding, or keep keys of their own: one by one it is.
+    assert (found.passes, known.passes.alike_up_to) == (ALONE, None)
 
     # The call that it names does what it promises.
     call = caplog.text[caplog.text.index("entropylens.register(") :].splitlines()[0]

@@ -148,7 +148,6 @@ class RemoteReader:
     def read(
         self,
         input_ids: Int[Tensor, "batch sequence"],
-        attention_mask: Int[Tensor, "batch sequence"] | None,
         positions: Int[Tensor, " positions"],
         tokens: Int[Tensor, " positions"],
         reading: str = "raw",
@@ -158,7 +157,6 @@ class RemoteReader:
 
         Args:
             input_ids: token ids.
-            attention_mask: 0 at padding, or None where there is none.
             positions: indices into the flattened [batch * sequence].
             tokens: the token produced at each position.
             reading: raw | normed | both.
@@ -178,10 +176,7 @@ class RemoteReader:
             "seed": seed,
             "control": wants_control and seed not in self._controls,
         }
-        inputs = {"input_ids": input_ids, **self._frugal}
-        if attention_mask is not None:
-            inputs["attention_mask"] = attention_mask
-        found = self._run("read", request, inputs)
+        found = self._run("read", request, {"input_ids": input_ids, **self._frugal})
         quantities = found["quantities"]
         if found["curve"] is not None:
             log_norms, entropies = found["curve"]

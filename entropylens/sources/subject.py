@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
-from entropylens.anatomy import Anatomy
+from entropylens.anatomy import Anatomy, Passes
 from entropylens.responses import Limits
 from entropylens.verification import Verification
 
@@ -35,7 +35,7 @@ class Facts:
         device: where it takes its tokens.
         num_layers: L.
         vocab_size: V.
-        mixers: see `Anatomy`.
+        mixers, passes: see `Anatomy`; what a server runs does not go on from a cache.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Facts:
     num_layers: int
     vocab_size: int
     mixers: tuple[str, ...]
+    passes: Passes
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Subject:
     @property
     def facts(self) -> Facts:
         """What an analysis says of it."""
+        passes = self.anatomy.passes
         return Facts(
             name=self.name,
             revision=self.revision,
@@ -90,6 +92,7 @@ class Subject:
             num_layers=self.anatomy.num_layers,
             vocab_size=self.anatomy.unembedding.vocab_size,
             mixers=self.anatomy.mixers,
+            passes=passes if self.remote is None else replace(passes, continues=False),
         )
 
     @cached_property

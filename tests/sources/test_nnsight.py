@@ -51,17 +51,15 @@ def batch_of(responses):
     """What `RemoteReader.read` takes, and the response that each position belongs to."""
     width = max(response.length for response in responses)
     input_ids = torch.zeros(len(responses), width, dtype=torch.long)
-    mask = torch.zeros_like(input_ids)
     positions, tokens, owner = [], [], []
     for row, response in enumerate(responses):
         ids = (*response.prompt_ids, *response.response_ids)[:-1]
         input_ids[row, : len(ids)] = torch.tensor(ids)
-        mask[row, : len(ids)] = 1
         start = row * width + len(response.prompt_ids) - 1
         positions += range(start, start + response.num_tokens)
         tokens += response.response_ids
         owner += [row] * response.num_tokens
-    batch = (input_ids, mask, torch.tensor(positions), torch.tensor(tokens))
+    batch = (input_ids, torch.tensor(positions), torch.tensor(tokens))
     return batch, torch.tensor(owner)
 
 
@@ -101,10 +99,10 @@ def test_a_trace_reads_what_hooks_read(family, responses):
 def test_a_reading_is_read_alone_and_without_padding(reading, responses):
     model = tiny_model("llama")
     local = entropylens.analyze(model, responses[:1], reading=reading, seed=7, progress=False)
-    (input_ids, _, *chosen), owner = batch_of(responses[:1])
+    (input_ids, *chosen), owner = batch_of(responses[:1])
     reader = front.RemoteReader(nnsight_model(model), "local")
     for _ in range(2):  # the second time with the control's curve of the first
-        found = reader.read(input_ids, None, *chosen, reading=reading, seed=7)
+        found = reader.read(input_ids, *chosen, reading=reading, seed=7)
         assert_same(found, owner, local)
 
 
@@ -278,12 +276,12 @@ def test_a_process_without_weights_asks_the_model(family, responses):
         torch.nn.init.normal_(model.lm_head.bias, generator=torch.Generator().manual_seed(0))
     outer = nnsight_model(model)
     reader = front.RemoteReader(outer, "local")
-    (input_ids, mask, positions, tokens), _ = batch_of(responses)
-    expected, expected_head = reader.read(input_ids, mask, positions, tokens, reading="both")
+    (input_ids, positions, tokens), _ = batch_of(responses)
+    expected, expected_head = reader.read(input_ids, positions, tokens, reading="both")
     sites = distant(reader._sites)
     request = {"positions": positions, "tokens": tokens, "reading": "both", "control": False}
     request["seed"] = 0
-    with outer.trace(input_ids=input_ids, attention_mask=mask, use_cache=False):
+    with outer.trace(input_ids=input_ids, use_cache=False):
         found = nnsight.save(nnsight_trace.read(sites, request))
     for name, values in found["quantities"].items():
         there = ~expected[name].isnan()

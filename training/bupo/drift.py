@@ -135,7 +135,7 @@ def measure_drift(
     unread = (lengths.cumsum(0) - lengths).tolist()  # each response's next place in the set
     bar = tqdm(total=total, desc="comparing", unit="tok", disable=not progress)
     with bar, torch.inference_mode():
-        for group in plan(responses, batch_tokens, shares=anatomy.continues):
+        for group in plan(responses, batch_tokens, anatomy.passes):
             for piece in pieces(anatomy, responses, group, batch_tokens):
                 final, rows = piece.states.final, _places(piece.owner, unread)
                 cosines.append(similarity(piece.states.stream_out[layer - 1 :]).sum(-1).tolist())

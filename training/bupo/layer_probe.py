@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from bupo.alignment import Sketch, aligned, dot
 from bupo.policy_gradients import GradientSum, PolicyGradients, shared_parameters
-from entropylens.anatomy import Anatomy
+from entropylens.anatomy import Anatomy, Passes
 from entropylens.capture import evaluating
 from entropylens.errors import AnalysisFilesError, SettingError
 from entropylens.files import make_directory, write_text, write_whole
@@ -178,7 +178,7 @@ def probe_layers(
     anatomy = anatomy_of(model)
     inner = _inner(layers, anatomy.num_layers)
     answers = _Answers.of(graded, anatomy)
-    blocks = answers.blocks(batch_tokens)
+    blocks = answers.blocks(batch_tokens, replace(anatomy.passes, continues=False))
     parameters, ends = shared_parameters(model, anatomy, inner)
     work = (len(inner) + 1) * sum(it.num_tokens for it in answers.responses)
     bar = tqdm(total=work, desc="probing", unit="tok", disable=not progress)
@@ -285,16 +285,17 @@ class _Answers:
             )
         return cls(responses, prompts, torch.from_numpy(weights), informative)
 
-    def blocks(self, batch_tokens: int) -> list[list[list[int]]]:
+    def blocks(self, batch_tokens: int, passes: Passes) -> list[list[list[int]]]:
         """Blocks of informative prompts and, where there are any, one of all others."""
         count = min(MAX_BLOCKS, len(self.informative))
         others = set(self.prompts.tolist()).difference(self.informative)
         parts = [self.informative[start::count] for start in range(count)]
-        return [self._passes(part, batch_tokens) for part in (*parts, tuple(others)) if part]
+        parts.append(tuple(others))
+        return [self._groups(part, batch_tokens, passes) for part in parts if part]
 
-    def _passes(self, prompts: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    def _groups(self, prompts: Sequence[int], batch_tokens: int, passes: Passes) -> list[list[int]]:
         members = np.flatnonzero(np.isin(self.prompts, prompts)).tolist()
-        groups = plan([self.responses[it] for it in members], batch_tokens)
+        groups = plan([self.responses[it] for it in members], batch_tokens, passes)
         return [[members[it] for it in group] for group in groups]
 
     def by_prompt(self, values: Sequence[Array]) -> PromptSums:

@@ -206,9 +206,8 @@ class PolicyGradients:
             above = anatomy.layers[max(sites)]
             handles.append(above.register_forward_pre_hook(stop))
         ids = asked.input_ids.to(anatomy.device)
-        mask = {} if asked.mask is None else {"attention_mask": asked.mask.to(anatomy.device)}
         try:
-            anatomy.decoder(input_ids=ids, use_cache=False, **mask)
+            anatomy.decoder(input_ids=ids, use_cache=False)
         except _FarEnough:
             pass
         finally:

@@ -94,5 +94,5 @@ class Critic:
     def values(self, responses: Sequence[Response]) -> Float[Tensor, "responses tokens"]:
         """The value of each state that a token was drawn in, zero behind a response's end."""
         whole = batch(responses, range(len(responses)))
-        every = self.model(whole.input_ids, attention_mask=whole.mask, use_cache=False).logits
+        every = self.model(whole.input_ids, use_cache=False).logits
         return by_response(responses, whole, every.flatten(0, 1)[whole.positions, 0])

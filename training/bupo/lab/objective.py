@@ -64,7 +64,7 @@ def speak(
     whole = batch(responses, range(len(responses)))
     policy = nullcontext() if probe is None else probe.internal(skip_upper_layers=True)
     with policy:
-        logits = model(whole.input_ids, attention_mask=whole.mask, use_cache=False).logits
+        logits = model(whole.input_ids, use_cache=False).logits
     every = logits.flatten(0, 1)[whole.positions].float().log_softmax(-1)
     produced = every.gather(1, whole.tokens[:, None])[:, 0]
     entropy = -(every.exp() * every).sum(-1)
