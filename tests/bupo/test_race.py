@@ -141,6 +141,17 @@ def test_the_margin_is_a_paired_t_interval():
     assert "[3] moved the policy by more than 0.1 nats" in alone.reason
 
 
+def test_a_winner_whose_own_reward_fell_is_told_of():
+    good, poor = (1.0, 0.9, 1.0, 0.8), (0.3, 0.1, 0.2, 0.2)
+    stands = {1: [(good, 0.0), (poor, 0.0)], 2: [(good, 0.01), (poor, 0.5)], 3: [(poor, 0.0)]}
+    found = settled([1, 2, 3], stands, internal_steps=8)
+    assert "Its own reward fell from 0.925 after 4 steps to 0.200 after 8" in found.reason
+    one_round = {layer: stands[layer] for layer in (1, 3)}
+    assert "Its own reward" not in settled([1, 3], one_round, internal_steps=8).reason
+    stands[1][1] = ((0.9, 1.0, 0.7, 1.0), 0.0)  # within the error
+    assert "Its own reward" not in settled([1, 2, 3], stands, internal_steps=8).reason
+
+
 @given(courses())
 def test_it_comes_back_as_it_was_saved(course):
     found = settled(*course)

@@ -92,15 +92,22 @@ class Race:
         where fewer than two are left then, or where there is but one problem (the half-width).
         """
         last = [it for it in _ranked(self.rounds[-1], self.kl_bound) if it.within(self.kl_bound)]
-        if len(last) < 2:
-            return math.nan, math.nan
-        pairs = zip(last[0].rewards, last[1].rewards, strict=True)
-        differences = [mine - other for mine, other in pairs]
-        count = len(differences)
-        if count < 2:
-            return differences[0], math.nan
-        half = stats.t.ppf(0.975, count - 1) * stdev(differences) / math.sqrt(count)
-        return fmean(differences), float(half)
+        return _over(last[0], last[1]) if len(last) > 1 else (math.nan, math.nan)
+
+    @property
+    def fall(self) -> str:
+        """That the winner's own reward has fallen from its first round to the last, if it has."""
+        first, last = (
+            next(it for it in trials if it.layer == self.layer)
+            for trials in (self.rounds[0], self.rounds[-1])
+        )
+        difference, half = _over(first, last)
+        if not difference > half:
+            return ""
+        return (
+            f" Its own reward fell from {first.reward:.3f} after {first.steps} steps to "
+            f"{last.reward:.3f} after {last.steps}: so many internal steps do harm."
+        )
 
     @property
     def reason(self) -> str:
@@ -116,11 +123,11 @@ class Race:
         difference, half = self.margin
         if math.isnan(difference):
             others = [layer for layer in last if layer != self.layer]
-            return f"{said}; {others} moved the policy by {bound}."
+            return f"{said}; {others} moved the policy by {bound}.{self.fall}"
         settled = "" if difference > half else ", which does not settle it"
         return (
             f"{said}; its lead in held-out reward over the second of the last round is "
-            f"{difference:+.3f} (95 % half-width {half:.3f}){settled}."
+            f"{difference:+.3f} (95 % half-width {half:.3f}){settled}.{self.fall}"
         )
 
     @property
@@ -247,6 +254,16 @@ def race(
         better = _ranked(found, kl_bound)[: math.ceil(len(found) / 2)]
         left = sorted(it.layer for it in better)
     return Race(tuple(rounds), kl_bound, left[0])
+
+
+def _over(one: Trial, other: Trial) -> tuple[float, float]:
+    """How much more reward one has, and the 95 % half-width of that (paired by problem)."""
+    differences = [mine - its for mine, its in zip(one.rewards, other.rewards, strict=True)]
+    count = len(differences)
+    if count < 2:
+        return differences[0], math.nan
+    half = stats.t.ppf(0.975, count - 1) * stdev(differences) / math.sqrt(count)
+    return fmean(differences), float(half)
 
 
 def _ranked(trials: Sequence[Trial], kl_bound: float) -> list[Trial]:

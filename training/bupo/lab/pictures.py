@@ -69,7 +69,7 @@ def by_k(outcomes: pd.DataFrame, names: Sequence[str], *, width: float | None = 
             runs = outcomes[outcomes["arm"] == name]
             shift = 2 ** (0.09 * (place - (len(names) - 1) / 2))
             means = [100 * runs[f"pass@{k}"].mean() for k in ks]
-            panel.plot([k * shift for k in ks], means, color=colors[name], lw=1.2, label=name)
+            panel.plot(ks, means, color=colors[name], lw=1.2, label=name)
             for k in ks:
                 values = 100 * runs[f"pass@{k}"]
                 panel.plot(
@@ -145,7 +145,7 @@ def by_layer(
                 low, high = rows["cosine_low"], rows["cosine_high"]
                 axes[1].vlines(rows["layer"], low, high, color=colors[start], lw=0.8)
         axes[0].set_ylabel("Avg@$K$ of BuPO (%)")
-        axes[1].set_ylabel("cosine with GRPO's gradient")
+        axes[1].set_ylabel("gradients' cosine")
         for panel in axes:
             layer_axis(panel, max(of_layers))
             panel.set_xlabel("layer $l$")

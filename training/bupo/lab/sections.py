@@ -115,6 +115,8 @@ def automatic(found: Findings) -> str:
     largest = "none of them" if fit.empty else f"{fit.max():g}"
     for name in ("change", "worst"):
         frame[name] = frame[name].map(signed)
+    curves = found.curves[found.curves["arm"] == GRPO]
+    moved = curves.groupby(["start", "seed"])[questions.KL].last().mean()
     return f"""## Does `internal_steps: auto` stop before the collapse?
 
 With a bound of {course.kl_bound:g} nats, a look every {course.look_every} steps, and no limit but
@@ -122,7 +124,8 @@ the run's end:
 {table(pd.DataFrame(rows))}
 What bounds on the KL alone would have done to the runs of InterGRPO throughout: how many they stop,
 at which step (median), and the change of held-out Avg@1 up to there (points; mean and worst). The
-largest bound that ends every run before its mean has fallen: {largest}.
+largest bound that ends every run before its mean has fallen: {largest}. GRPO's own
+runs end at {moved:.2g} nats.
 {table(frame)}"""
 
 

@@ -116,7 +116,9 @@ def _subject(found: Findings) -> str:
     if found.reading == "given":
         chosen = f"Layer {found.layer} was given beforehand."
     elif found.reading == "normed":
-        chosen += " The raw reading, which is what training optimizes, names no layer for both."
+        chosen += (
+            " The raw reading, which is what training optimizes, finds no boundary that both share."
+        )
     columns = ["layer", "cosine", "norm_ratio", "nll_layer"]
     if found.plan.intervals:
         columns[2:2] = ["cosine_low", "cosine_high"]
@@ -288,7 +290,7 @@ the last ten steps it is {first.tail(10).mean():.3f} and {second.tail(10).mean()
 
 def _claims(found: Findings) -> str:
     primary = contrast(found.outcomes, BUPO, GRPO)
-    alike = sections.like_later(found).set_index("arm").loc[BUPO]
+    alike = sections.like_later(found).set_index("arm")[["runs", "rises", "above"]].loc[BUPO]
     fall = questions.collapses(found.curves, [INTER_GRPO])
     fell = int(fall["step"].notna().sum())
     if not found.plan.intervals:
