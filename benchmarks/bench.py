@@ -44,6 +44,7 @@ GROWTH = [
 ]  # fmt: skip
 
 Run = Callable[[], object]
+Items = tuple[Response, ...]
 
 
 def interleaved(one: Run, other: Run, pairs: int) -> list[float]:
@@ -56,6 +57,40 @@ def interleaved(one: Run, other: Run, pairs: int) -> list[float]:
         middle = time.perf_counter()
         other()
         ratios.append((time.perf_counter() - middle) / (middle - start))
+    return ratios
+
+
+def each_further_token(subject: Subject, items: Callable[[int], Items], pairs: int) -> list[float]:
+    """Ours over forward passes and bare products, of what half of the tokens adds to the other.
+
+    What a run costs once, the control above all, is in neither.
+
+    Args:
+        subject: the model.
+        items: responses of so many tokens in all.
+        pairs: how often.
+    """
+
+    def both(given: Items) -> tuple[Run, Run]:
+        products = rivals.bare_products(subject, given, BATCH_TOKENS)
+        forward = rivals.forward_passes(subject, given, BATCH_TOKENS)
+        return (
+            lambda: measure(subject, Responses(given), kernel="compiled", progress=False),
+            lambda: (forward(), products()),
+        )
+
+    (few, least), (many, most) = both(items(256)), both(items(512))
+    runs = few, many, least, most
+    for run in runs:
+        run()
+    ratios = []
+    for _ in range(pairs):
+        times = []
+        for run in runs:
+            start = time.perf_counter()
+            run()
+            times.append(time.perf_counter() - start)
+        ratios.append((times[1] - times[0]) / (times[3] - times[2]))
     return ratios
 
 
@@ -92,7 +127,14 @@ def against_others(pairs: int, tokens: int) -> list[str]:
     ))  # fmt: skip
     rows.append(told("ours / bare products alone", interleaved(products, ours, pairs)))
     rows.append(told("forward passes with hooks / ours", interleaved(ours, forward, pairs)))
-    rows.append(wide(pairs, tokens))
+    rows.append(told(
+        "each further token: ours / (forward passes and bare products)",
+        each_further_token(subject, lambda number: rivals.bundled(number)[1], pairs),
+    ))  # fmt: skip
+    rows.append(told(
+        f"the same, random model of {WIDE}",
+        each_further_token(random_subject(WIDE), lambda number: answers(1, number), pairs),
+    ))  # fmt: skip
     lens = rivals.logit_lens(subject, items)
     rows.append(told("TransformerLens' logit lens (L + 1 states)", interleaved(ours, lens, pairs)))
     trace = rivals.nnsight_trace(subject, items)
@@ -174,18 +216,6 @@ def growth(pairs: int) -> list[str]:
     return rows
 
 
-def wide(pairs: int, tokens: int) -> str:
-    """Ours against the products alone, where these are as wide as Qwen3-4B's."""
-    subject, items = random_subject(WIDE), answers(1, tokens)
-    products = rivals.bare_products(subject, items, BATCH_TOKENS)
-
-    def ours() -> object:
-        return measure(subject, Responses(items), kernel="compiled", progress=False)
-
-    name = f"ours / bare products alone, random model of {WIDE}"
-    return told(name, interleaved(products, ours, pairs))
-
-
 def random_subject(sizes: dict[str, int]) -> Subject:
     """A Llama of random weights."""
     model = rivals.random_model(
@@ -200,7 +230,7 @@ def random_ids(number: int, generator: torch.Generator) -> tuple[int, ...]:
     return tuple(torch.randint(2, 16_000, (number,), generator=generator).tolist())
 
 
-def answers(count: int, length: int) -> tuple[Response, ...]:
+def answers(count: int, length: int) -> Items:
     """Random answers to prompts of 8 tokens."""
     generator = torch.Generator().manual_seed(0)
     return tuple(
