@@ -1,7 +1,7 @@
 """Groups of responses through the model: padded tensors, passes, and the states of each.
 
 Padding goes to the right, where causal attention cannot reach it from a position that is read: it
-needs no mask, and a mask would leave eager attention with windows nothing but NaN to look at.
+needs no mask. With one, float64 models in eager attention make NaN of rows whose window is padding.
 A batch holds at most `batch_tokens` response positions; a response that is longer on its own
 is walked in pieces over the model's key-value cache, or whole where it must be (see
 `anatomy.Passes`). Samples of one prompt in a group read the prompt once, and go on from its cache
