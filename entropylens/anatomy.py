@@ -35,6 +35,7 @@ __all__ = [
     "first_input",
     "first_tensor",
     "input_device",
+    "longrope_switch",
     "mixer_of",
     "text_config",
 ]
@@ -195,18 +196,23 @@ class Anatomy:
 
 def _passes(decoder: Any, mixers: Sequence[str]) -> Passes:
     """Transformers continues recurrent states token by token only, and has kinds of model for
-    them, whose caches may want such a layer. LongRoPE has two sets of frequencies, one for passes
-    over so many positions and one for longer ones."""
+    them, whose caches may want such a layer."""
     recurrent = getattr(decoder, "_is_stateful", False)
-    rope = getattr(decoder.config, "rope_parameters", None) or {}
+    return Passes(
+        continues=not recurrent and all(mixer in ("attention", "none") for mixer in mixers),
+        alike_up_to=longrope_switch(decoder.config),
+    )
+
+
+def longrope_switch(config: PretrainedConfig) -> int | None:
+    """LongRoPE has two sets of frequencies, one for passes over so many positions and one for
+    longer ones. None where a model has none."""
+    rope = getattr(config, "rope_parameters", None) or {}
     kinds = [it for it in (rope, *rope.values()) if isinstance(it, Mapping)]  # one, or one a type
     switches = [
         it["original_max_position_embeddings"] for it in kinds if it.get("rope_type") == "longrope"
     ]
-    return Passes(
-        continues=not recurrent and all(mixer in ("attention", "none") for mixer in mixers),
-        alike_up_to=min(switches, default=None),
-    )
+    return min(switches, default=None)
 
 
 def bind(family: Family, model: PreTrainedModel) -> Anatomy:

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from entropylens.anatomy import longrope_switch, text_config
 from entropylens.capture import evaluating
 from entropylens.engines.engine import Answers, Job, until_end
 from entropylens.errors import AllocationError
@@ -149,16 +150,20 @@ class HFEngine:
     def _batches(
         self, prompts: Sequence[Prompt], jobs: Sequence[Job], sampling: Sampling
     ) -> Iterator[tuple[int, list[Job]]]:
-        """Similar lengths together, with the tokens that each answer has room for."""
+        """Similar lengths together, with the tokens that each answer has room for; equal ones
+        where the longest decides how positions are turned."""
         batch: list[Job] = []
         room, most = 0, self.cache_tokens
+        switch = longrope_switch(text_config(self.model))
         for job in sorted(jobs, key=lambda job: (len(prompts[job[0]].ids), job)):
             length = len(prompts[job[0]].ids)
             own_room = sampling.max_new_tokens
             if self.limits.context is not None:
                 own_room = min(own_room, self.limits.context - length)
             full = len(batch) == ROWS or (len(batch) + 1) * (length + own_room) > most
-            if batch and (full or own_room != room):
+            switches = switch is not None and length + own_room > switch
+            unlike = switches and bool(batch) and len(prompts[batch[0][0]].ids) != length
+            if batch and (full or own_room != room or unlike):
                 yield room, batch
                 batch = []
             batch.append(job)

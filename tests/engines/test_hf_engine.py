@@ -77,6 +77,20 @@ def test_batching_never_changes_a_sample(engine, penalty, monkeypatch):
     assert generate(engine, PROMPTS, sampling, progress=False) == whole
 
 
+def test_longrope_answers_do_not_depend_on_the_batch():
+    """Beyond 140 positions the longest of a batch decides which factors turn all of it."""
+    model = tiny_model("phi3-longrope", torch.float64)
+    engine, sampling = engine_of(model), Sampling(2, 20)
+    generator = np.random.default_rng(0)
+    prompts = [
+        Prompt(tuple(generator.integers(5, 90, length).tolist()), "t", None, index)
+        for index, length in enumerate((3, 110, 125, 125, 130, 150))
+    ]
+    found = generate(engine, prompts, sampling, progress=False)
+    assert [it for prompt in prompts for it in generate(engine, [prompt], sampling, progress=False)
+            ] == list(found)  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_prompts_near_the_context_have_their_own_room(kind):
     engine = engine_of(tiny_model(kind, torch.float64))
