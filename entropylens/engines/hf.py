@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from entropylens.anatomy import longrope_switch, text_config
@@ -186,12 +186,23 @@ class HFEngine:
             [keyed_draws((sampling.seed, s), prompts[p].ids, room) for p, s in batch], axis=1
         )
         device = self.model.get_input_embeddings().weight.device
-        output = self.model.generate(
-            input_ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=room,
-            logits_processor=_processors(sampling, _KeyedSampler(draws, width, ends, produced)),
-        )
+        output, mask = input_ids.to(device), mask.to(device)
+        sampler = _KeyedSampler(draws, width, ends, produced)
+        parts = [room]
+        switch = longrope_switch(text_config(self.model))
+        if switch is not None and width <= switch < width + room - 1:
+            # Transformers would go on over keys that the short factors turned.
+            parts = [switch + 1 - width, width + room - switch - 1]
+        for part in parts:
+            output = self.model.generate(
+                output,
+                attention_mask=mask,
+                max_new_tokens=part,
+                logits_processor=_processors(sampling, sampler),
+            )
+            if bool(sampler.ended(output).all()):
+                break
+            mask = torch.ones_like(output)  # rows that switch are of one length
         rows = output[:, width:].tolist()
         return {job: until_end(row, ends) for job, row in zip(batch, rows, strict=True)}
 
@@ -237,14 +248,17 @@ class _KeyedSampler:
         self.produced = produced
         self.greedy = False
 
+    def ended(self, input_ids: Int[Tensor, "batch sequence"]) -> Bool[Tensor, " batch"]:
+        """Which answers have come to their end."""
+        return torch.isin(input_ids[:, self.prompt_width :].cpu(), self.ends).any(-1)
+
     def __call__(
         self,
         input_ids: Int[Tensor, "batch sequence"],
         scores: Float[Tensor, "batch vocab"],
     ) -> Float[Tensor, "batch vocab"]:
         step = input_ids.shape[1] - self.prompt_width
-        ended = torch.isin(input_ids[:, self.prompt_width :].cpu(), self.ends).any(-1)
-        self.produced(int((~ended).sum()))
+        self.produced(int((~self.ended(input_ids)).sum()))
         if self.greedy:
             return scores
         drawn = draw_tokens(scores, torch.from_numpy(self.draws[step]), 1.0)

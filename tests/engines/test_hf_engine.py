@@ -45,6 +45,18 @@ def allowed(logits, ids, sampling):
     return probs / probs.sum()
 
 
+def assert_drawn(engine, response, sample, sampling):
+    """Each token is drawn from what the whole sequence before it gives, read at once."""
+    ids = list(response.prompt_ids)
+    draws = keyed_draws((sampling.seed, sample), ids, sampling.max_new_tokens)
+    for token, draw in zip(response.response_ids, draws, strict=False):
+        with torch.no_grad():
+            logits = engine.model(torch.tensor([ids]), use_cache=False).logits[0, -1].numpy()
+        cumulative = np.cumsum(allowed(logits, ids, sampling))
+        assert token == np.searchsorted(cumulative, draw * cumulative[-1], side="right")
+        ids.append(token)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -58,15 +70,8 @@ def test_every_token_is_the_one_that_the_settings_draw(engine, settings):
     sampling = Sampling(num_samples=2, max_new_tokens=8, **settings)
     found = generate(engine, PROMPTS, sampling, progress=False)
     places = [(prompt, sample) for prompt in PROMPTS for sample in range(2)]
-    for (prompt, sample), response in zip(places, found, strict=True):
-        draws = keyed_draws((sampling.seed, sample), prompt.ids, 8)
-        ids = list(prompt.ids)
-        for token, draw in zip(response.response_ids, draws, strict=False):
-            with torch.no_grad():
-                logits = engine.model(torch.tensor([ids])).logits[0, -1].numpy()
-            cumulative = np.cumsum(allowed(logits, ids, sampling))
-            assert token == np.searchsorted(cumulative, draw * cumulative[-1], side="right")
-            ids.append(token)
+    for (_, sample), response in zip(places, found, strict=True):
+        assert_drawn(engine, response, sample, sampling)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 4.0])
@@ -78,7 +83,8 @@ def test_batching_never_changes_a_sample(engine, penalty, monkeypatch):
 
 
 def test_longrope_answers_do_not_depend_on_the_batch():
-    """Beyond 140 positions the longest of a batch decides which factors turn all of it."""
+    """Beyond 140 positions the longest of a batch decides which factors turn all of it, and what
+    the short factors turned is read anew."""
     model = tiny_model("phi3-longrope", torch.float64)
     engine, sampling = engine_of(model), Sampling(2, 20)
     generator = np.random.default_rng(0)
@@ -89,6 +95,9 @@ def test_longrope_answers_do_not_depend_on_the_batch():
     found = generate(engine, prompts, sampling, progress=False)
     assert [it for prompt in prompts for it in generate(engine, [prompt], sampling, progress=False)
             ] == list(found)  # fmt: skip
+    assert any(it.length > 141 and len(it.prompt_ids) < 140 for it in found)
+    for place, response in enumerate(found):
+        assert_drawn(engine, response, place % 2, sampling)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
