@@ -27,7 +27,7 @@ test: $(VENV)/.dev ## all checks: format, lint, types, tests
 coverage: $(VENV)/.dev ## the tests again, and the lines that none of them runs
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
-bench: $(VENV)/.dev ## speed as ratios of interleaved runs, into benchmarks/RESULTS.md (20 minutes)
+bench: $(VENV)/.dev ## speed as ratios of interleaved runs, into benchmarks/RESULTS.md (over an hour)
 	$(BIN)/python benchmarks/bench.py
 
 test-browser: $(VENV)/.dev ## the pages in Chromium; `make test` has them where there is one

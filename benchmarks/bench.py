@@ -36,6 +36,8 @@ BASE = {"hidden_size": 256, "vocab_size": 16_384, "num_hidden_layers": 6}
 LENGTH, COUNT = 64, 2
 #: Two layers of Qwen3-4B's width and vocabulary: where products are nearly all.
 WIDE = {"hidden_size": 2560, "vocab_size": 151_936, "num_hidden_layers": 2}
+#: Response tokens of which the second half is what a further token costs.
+HALF_AND_WHOLE = 256, 512
 #: Prompt, answer and number of the samples of one prompt.
 SHARED = 200, 32, 8
 GROWTH = [
@@ -79,7 +81,7 @@ def each_further_token(subject: Subject, items: Callable[[int], Items], pairs: i
             lambda: (forward(), products()),
         )
 
-    (few, least), (many, most) = both(items(256)), both(items(512))
+    (few, least), (many, most) = map(both, map(items, HALF_AND_WHOLE))
     runs = few, many, least, most
     for run in runs:
         run()

@@ -78,8 +78,8 @@ def _evaluations(
     force: bool,
 ) -> None:
     from entropylens.comparison import compare as run
-    from entropylens.files import keep_existing
-    from entropylens.table1 import FILES
+    from entropylens.files import refuse_existing
+    from entropylens.table1 import TABLE1_FILES
 
     found = dict(collection.evaluations)
     (first, base), *others = found.items()
@@ -87,7 +87,7 @@ def _evaluations(
     if output is not None:
         places = {name: output if len(others) == 1 else output / name for name, _ in others}
         written = [place / "comparison.json" for place in places.values()]
-        keep_existing([*written, *(output / name for name in FILES)], force=force)
+        refuse_existing([*written, *(output / name for name in TABLE1_FILES)], force=force)
     compared = [run(base, it, (first, name), ks=ks, seed=seed) for name, it in others]
     if as_json:
         _tell_json(compared)
@@ -109,7 +109,7 @@ def _analyses(
     force: bool,
 ) -> None:
     from entropylens.contrast import contrast
-    from entropylens.files import keep_existing, write_text
+    from entropylens.files import refuse_existing, write_text
     from entropylens.report.comparison import comparison_page
     from entropylens.rundir import new_directory
 
@@ -117,7 +117,7 @@ def _analyses(
     (first, base), *others = models.items()
     place = output or new_directory("compare")
     page = place / "comparison.html"
-    keep_existing([page], force=force)
+    refuse_existing([page], force=force)
     compared = [
         contrast(base, it, (first, name), reading=reading, seed=seed)
         for name, it in others

@@ -37,18 +37,18 @@ def plot(
     """Draw one figure of the paper from runs of your own."""
     with reported(debug):
         from entropylens.collection import load_collection
-        from entropylens.files import keep_existing
+        from entropylens.files import refuse_existing
         from entropylens.plots import draw
         from entropylens.plots.style import save, saved_as
         from entropylens.plots.tables import TABLES, write_table
 
         collection = load_collection(directories)
         if figure in TABLES:
-            keep_existing((output / it for it in TABLES[figure].files), force=force)
+            refuse_existing((output / it for it in TABLES[figure].files), force=force)
             paths = write_table(figure, collection, output)
         else:
             stem, drawn = draw(figure, collection, columns=columns)
-            keep_existing(saved_as(output / stem), force=force)
+            refuse_existing(saved_as(output / stem), force=force)
             paths = tuple(save(drawn, output / stem))
         typer.echo("\n".join(map(str, paths)))
 
@@ -64,7 +64,7 @@ def figures(
     with reported(debug):
         from entropylens.collection import load_collection
         from entropylens.errors import SettingError, TrainingFilesError
-        from entropylens.files import keep_existing
+        from entropylens.files import refuse_existing
         from entropylens.plots import everything
         from entropylens.plots.style import save, saved_as
         from entropylens.plots.tables import TABLES, write_table
@@ -72,10 +72,10 @@ def figures(
         collection = load_collection(directories)
         drawn, missing = everything(collection, columns=columns)
         for stem in drawn:
-            keep_existing(saved_as(output / stem), force=force)
+            refuse_existing(saved_as(output / stem), force=force)
         for table in TABLES.values():
             if getattr(collection, table.needs):
-                keep_existing((output / it for it in table.files), force=force)
+                refuse_existing((output / it for it in table.files), force=force)
         for stem, picture in drawn.items():
             typer.echo("\n".join(map(str, save(picture, output / stem))))
         for name, table in TABLES.items():

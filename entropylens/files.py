@@ -9,10 +9,10 @@ from pathlib import Path
 
 from entropylens.errors import OutputDirectoryError
 
-__all__ = ["keep_existing", "make_directory", "unwritable", "write_text", "write_whole"]
+__all__ = ["make_directory", "refuse_existing", "unwritable", "write_text", "write_whole"]
 
 
-def keep_existing(paths: Iterable[Path], *, force: bool) -> None:
+def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
     """Refuse to write where something stands.
 
     Args:

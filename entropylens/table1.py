@@ -12,10 +12,10 @@ from entropylens.errors import SettingError
 from entropylens.files import make_directory, write_text, write_whole
 from entropylens.scores import Evaluation
 
-__all__ = ["FILES", "latex", "markdown", "table1", "write_table1"]
+__all__ = ["TABLE1_FILES", "latex", "markdown", "table1", "write_table1"]
 
 #: What `write_table1` writes.
-FILES = ("table1.csv", "table1.md", "table1.tex")
+TABLE1_FILES = ("table1.csv", "table1.md", "table1.tex")
 _AVERAGE = "Average"
 
 
@@ -98,7 +98,7 @@ def write_table1(table: pd.DataFrame, directory: Path) -> tuple[Path, ...]:
         OutputDirectoryError: the directory cannot be written.
     """
     make_directory(directory)
-    paths = tuple(directory / name for name in FILES)
+    paths = tuple(directory / name for name in TABLE1_FILES)
     write_whole(paths[0], lambda aside: table.round(2).to_csv(aside))
     write_text(paths[1], markdown(table))
     write_text(paths[2], latex(table))

@@ -147,14 +147,18 @@ class HFEngine:
             room = torch.cuda.mem_get_info(parameter.device)[0] // 2
         return max(CACHE_TOKENS, room // bytes_each)
 
+    @cached_property
+    def _switch(self) -> int | None:
+        """See `longrope_switch`."""
+        return longrope_switch(text_config(self.model))
+
     def _batches(
         self, prompts: Sequence[Prompt], jobs: Sequence[Job], sampling: Sampling
     ) -> Iterator[tuple[int, list[Job]]]:
         """Similar lengths together, with the tokens that each answer has room for; equal ones
         where the longest decides how positions are turned."""
         batch: list[Job] = []
-        room, most = 0, self.cache_tokens
-        switch = longrope_switch(text_config(self.model))
+        room, most, switch = 0, self.cache_tokens, self._switch
         for job in sorted(jobs, key=lambda job: (len(prompts[job[0]].ids), job)):
             length = len(prompts[job[0]].ids)
             own_room = sampling.max_new_tokens
@@ -188,8 +192,7 @@ class HFEngine:
         device = self.model.get_input_embeddings().weight.device
         output, mask = input_ids.to(device), mask.to(device)
         sampler = _KeyedSampler(draws, width, ends, produced)
-        parts = [room]
-        switch = longrope_switch(text_config(self.model))
+        parts, switch = [room], self._switch
         if switch is not None and width <= switch < width + room - 1:
             # Transformers would go on over keys that the short factors turned.
             parts = [switch + 1 - width, width + room - switch - 1]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from entropylens.errors import SettingError, TrainingFilesError
 from entropylens.files import make_directory, write_text, write_whole
-from entropylens.table1 import FILES, table1, write_table1
+from entropylens.table1 import TABLE1_FILES, table1, write_table1
 from entropylens.training_run import TrainingRun
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TABLES", "table5", "write_table"]
 
-_FILES = ("table5.csv", "table5.md")
+_TABLE5_FILES = ("table5.csv", "table5.md")
 _ACTOR = "actor_rollout_ref.actor"
 #: Rows of Table 5, and where they stand in a run's configuration.
 _ROWS = {
@@ -74,7 +74,7 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 def _write_table5(collection: Collection, directory: Path) -> tuple[Path, ...]:
     table = table5(collection.runs)
     make_directory(directory)
-    paths = tuple(directory / name for name in _FILES)
+    paths = tuple(directory / name for name in _TABLE5_FILES)
     write_whole(paths[0], lambda aside: table.to_csv(aside))
     rows = [
         "Hyperparameter | " + " | ".join(collection.runs),
@@ -109,9 +109,12 @@ class Table:
 
 TABLES: Mapping[str, Table] = {
     "table1": Table(
-        "evaluations", "entropylens evaluate MODEL --benchmark NAME -o DIR", FILES, _write_table1
+        "evaluations",
+        "entropylens evaluate MODEL --benchmark NAME -o DIR",
+        TABLE1_FILES,
+        _write_table1,
     ),
-    "table5": Table("runs", "entropylens train --config NAME -o DIR", _FILES, _write_table5),
+    "table5": Table("runs", "entropylens train --config NAME -o DIR", _TABLE5_FILES, _write_table5),
 }
 
 

@@ -95,7 +95,7 @@ class Race:
         return _over(last[0], last[1]) if len(last) > 1 else (math.nan, math.nan)
 
     @property
-    def fall(self) -> str:
+    def _fall(self) -> str:
         """That the winner's own reward has fallen from its first round to the last, if it has."""
         first, last = (
             next(it for it in trials if it.layer == self.layer)
@@ -123,11 +123,11 @@ class Race:
         difference, half = self.margin
         if math.isnan(difference):
             others = [layer for layer in last if layer != self.layer]
-            return f"{said}; {others} moved the policy by {bound}.{self.fall}"
+            return f"{said}; {others} moved the policy by {bound}.{self._fall}"
         settled = "" if difference > half else ", which does not settle it"
         return (
             f"{said}; its lead in held-out reward over the second of the last round is "
-            f"{difference:+.3f} (95 % half-width {half:.3f}){settled}.{self.fall}"
+            f"{difference:+.3f} (95 % half-width {half:.3f}){settled}.{self._fall}"
         )
 
     @property
